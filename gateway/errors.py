@@ -1,0 +1,101 @@
+"""The one tree of errors. The first branch says who is to blame.
+
+    GatewayError
+    |-- PeerError            the device (or whoever connected) broke a protocol
+    |-- RegistryError        the SQL registry, its replica or its master key
+    |   |-- RegistryUnavailable   away, slow or refusing: try again later, nobody is unauthorised because of it
+    |   |-- RegistryMismatch      reachable, but its schema or master key does not fit this program
+    |   '-- RegistryRefused       the request itself is wrong: unknown name, duplicate, invalid value
+    |-- BackendError         where payloads go
+    |   |-- BackendUnavailable    away or timed out: sending again may help
+    |   '-- BackendRefused        this message will never be taken: sending again does not help
+    |-- ConfigurationError   gateway.toml, environment, files and ports named there
+    '-- ControlError         the control socket of a running gateway
+
+Every text is one line that says what is wrong and, to a user, what to do. None holds a key.
+Foreign exceptions are mapped here where their library is imported, `from exc`.
+"""
+
+import enum
+
+__all__ = [
+    "BackendError",
+    "BackendRefused",
+    "BackendUnavailable",
+    "ConfigurationError",
+    "ControlError",
+    "GatewayError",
+    "PeerError",
+    "PeerFault",
+    "RegistryError",
+    "RegistryMismatch",
+    "RegistryRefused",
+    "RegistryUnavailable",
+]
+
+
+class GatewayError(Exception):
+    """Whatever the gateway raises on purpose."""
+
+
+class PeerFault(enum.Enum):
+    """What a peer did wrong, with the TLS alert that answers it (RFC 8446 section 6, None: close without one)."""
+
+    NOT_TLS = ("not_tls", None)
+    UNSUPPORTED_RECORD = ("unsupported_record", 10)  # unexpected_message
+    MALFORMED = ("malformed", 50)  # decode_error
+    OVERSIZED = ("oversized", 50)  # decode_error: past the bound nothing is decoded
+    PROTOCOL_VERSION = ("protocol_version", 70)
+    UNRECOGNIZED_NAME = ("unrecognized_name", 112)
+
+    def __init__(self, label: str, alert: int | None) -> None:
+        self.label = label
+        self.alert = alert
+
+
+class PeerError(GatewayError):
+    """The peer sent what no correct peer sends."""
+
+    def __init__(self, fault: PeerFault, detail: str) -> None:
+        super().__init__(fault, detail)
+        self.fault = fault
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class RegistryError(GatewayError):
+    """The registry could not do what was asked."""
+
+
+class RegistryUnavailable(RegistryError):
+    """The registry is away, locked or too slow; the same call may succeed later."""
+
+
+class RegistryMismatch(RegistryError):
+    """The registry answers, but its schema or its master key does not fit."""
+
+
+class RegistryRefused(RegistryError):
+    """The registry is well and the request is not: unknown, duplicate or invalid."""
+
+
+class BackendError(GatewayError):
+    """A backend did not take a message."""
+
+
+class BackendUnavailable(BackendError):
+    """The backend is away, full or timed out; sending again may help."""
+
+
+class BackendRefused(BackendError):
+    """The backend will never take this message."""
+
+
+class ConfigurationError(GatewayError):
+    """The configuration, or a file, address or permission that it names, is wrong."""
+
+
+class ControlError(GatewayError):
+    """A running gateway could not be reached, or did not do what it was told."""
