@@ -1,0 +1,66 @@
+"""Which context serves a ClientHello: one context per profile, hint, version and PSK hash.
+
+OpenSSL's TLS 1.3 PSK callback runs before its SNI callback, so a context cannot be changed from inside the handshake:
+it is chosen from the scanned hello, before the SSL object exists. A context speaks one version, because a hello that
+offers TLS 1.3 without `pre_shared_key` beside TLS 1.2 PSK suites would be taken as 1.3 and fail.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+
+from gateway.tls.openssl import ServerContext, TlsVersion
+from gateway.tls.profiles import PROFILES, TLS13_SUITES, Profile, ProfileName
+
+__all__ = ["ContextStore", "RealmContexts"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RealmContexts:
+    """The contexts of one realm on one kind of listener, each made at its first use."""
+
+    profile: Profile
+    hint: str | None
+    alpn: tuple[bytes, ...]
+
+    @functools.cached_property
+    def tls12(self) -> ServerContext:
+        """For hellos that can only, or must, be answered in TLS 1.2."""
+        return ServerContext(TlsVersion.TLS1_2, self.profile.tls12_suites, hint=self.hint, alpn=self.alpn)
+
+    @functools.cached_property
+    def _tls13(self) -> dict[str, ServerContext]:
+        return {}
+
+    @property
+    def suites(self) -> list[str]:
+        """All suites allowed, by OpenSSL's names, for the log."""
+        return [*TLS13_SUITES["sha256"], *TLS13_SUITES["sha384"], *self.profile.tls12_suites]
+
+    def tls13(self, hash_name: str) -> ServerContext:
+        """For a TLS 1.3 hello whose chosen PSK is bound to `hash_name`, `sha256` or `sha384`."""
+        context = self._tls13.get(hash_name)
+        if context is None:
+            context = ServerContext(TlsVersion.TLS1_3, TLS13_SUITES[hash_name], alpn=self.alpn)
+            self._tls13[hash_name] = context
+        return context
+
+
+class ContextStore:
+    """All contexts of a worker. Realms with the same hint share theirs; a changed hint simply asks for other ones."""
+
+    def __init__(self) -> None:
+        self._contexts: dict[tuple[ProfileName, str | None, tuple[bytes, ...]], RealmContexts] = {}
+
+    def contexts(self, profile: ProfileName, hint: str | None, alpn: tuple[bytes, ...]) -> RealmContexts:
+        """The contexts for this profile, hint and ALPN list (best first)."""
+        key = (profile, hint or None, alpn)
+        found = self._contexts.get(key)
+        if found is None:
+            found = self._contexts[key] = RealmContexts(PROFILES[profile], hint or None, alpn)
+        return found
+
+    def keep_hints(self, hints: Iterable[str | None]) -> None:
+        """Forget the contexts of hints that no realm has any more."""
+        kept = {hint or None for hint in hints}
+        self._contexts = {key: value for key, value in self._contexts.items() if key[1] in kept}

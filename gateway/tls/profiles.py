@@ -1,0 +1,50 @@
+"""Profiles: allow-lists of cipher suites by name, in the server's order of preference.
+
+Never an OpenSSL alias: `PSK` alone brings NULL suites. Suites with forward secrecy stand first (RFC 9325 section 4.1),
+the CBC suites of RFC 5489 last. Finite-field DHE is left out.
+"""
+
+import dataclasses
+import enum
+from typing import Final
+
+__all__ = ["PROFILES", "TLS13_SUITES", "Profile", "ProfileName"]
+
+
+class ProfileName(enum.StrEnum):
+    """What a listener may be set to."""
+
+    MODERN = "modern"
+    COMPATIBLE = "compatible"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Profile:
+    """The TLS 1.2 suites that a listener accepts, by OpenSSL's names. TLS 1.3 is the same for all: `TLS13_SUITES`."""
+
+    name: ProfileName
+    tls12_suites: tuple[str, ...]
+
+
+TLS13_SUITES: Final = {
+    "sha256": ("TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_CCM_SHA256"),
+    "sha384": ("TLS_AES_256_GCM_SHA384",),
+}
+"""Suites by the hash that a PSK is bound to (RFC 8446 section 4.2.11): a PSK works with suites of its own hash only."""
+
+_MODERN: Final = ("ECDHE-PSK-CHACHA20-POLY1305",)
+_COMPATIBLE: Final = (
+    *_MODERN,
+    "PSK-AES128-GCM-SHA256",
+    "PSK-AES256-GCM-SHA384",
+    "PSK-CHACHA20-POLY1305",
+    "PSK-AES128-CCM",
+    "PSK-AES256-CCM",
+    "ECDHE-PSK-AES128-CBC-SHA256",
+    "ECDHE-PSK-AES256-CBC-SHA384",
+)
+
+PROFILES: Final = {
+    ProfileName.MODERN: Profile(ProfileName.MODERN, _MODERN),
+    ProfileName.COMPATIBLE: Profile(ProfileName.COMPATIBLE, _COMPATIBLE),
+}
