@@ -1,0 +1,216 @@
+"""The change feed: what a follower reads of the registry.
+
+Every write to the registry ends with `UPDATE feed SET sequence = sequence + 1` on its one row, which the writer holds
+to its commit; that number is the sequence of the write's row in `changes`. So commits come in the order of their
+sequences, none is missing, and a reader of `sequence > last` can skip nothing (an ordinary autoincrement is given
+before the commit: a transaction that commits late would be passed over).
+
+A change names a range of ids to be read again, never what is in them: reading newer rows than the change meant is
+harmless, and applying a change twice is too.
+"""
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Select, case, func, or_, select
+
+from gateway.errors import RegistryMismatch
+from gateway.registry import schema
+from gateway.registry.records import CredentialRecord, RealmRecord, identity_key
+
+__all__ = [
+    "CREDENTIAL_STATES",
+    "Change",
+    "Credentials",
+    "Head",
+    "changes_after",
+    "credential_count",
+    "credential_pages",
+    "credential_states",
+    "credentials_of_devices",
+    "head",
+    "realms",
+    "secrets",
+]
+
+_PAGE_ROWS = 5_000
+_RANGES_PER_STATEMENT = 100
+
+CREDENTIAL_STATES = ("active", "revoked", "disabled", "expired", "not_yet_valid")
+
+Credentials = dict[bytes, CredentialRecord]
+"""Records by `records.identity_key`."""
+
+_decode_labels = msgspec.json.Decoder(dict[str, str]).decode
+_decode_networks = msgspec.json.Decoder(tuple[str, ...]).decode
+
+
+class Head(NamedTuple):
+    """Which registry it is, its newest sequence, and the last one that `changes` no longer holds."""
+
+    registry_id: str
+    sequence: int
+    pruned_through: int
+
+
+class Change(NamedTuple):
+    """One write: the ids of devices or realms to be read again, both ends included, committed at `at` (Unix s)."""
+
+    sequence: int
+    scope: str
+    first_id: int
+    last_id: int
+    at: float
+
+
+def head(connection: Connection) -> Head:
+    """The state of the feed, by one small row.
+
+    Raises:
+        RegistryMismatch: the tables are there, but the registry was never initialised.
+
+    """
+    feed = schema.feed.c
+    row = connection.execute(select(feed.registry_id, feed.sequence, feed.pruned_through)).first()
+    if row is None:
+        raise RegistryMismatch("the registry is empty: run `gatewayctl migrate`")
+    return Head(*row)
+
+
+def changes_after(connection: Connection, sequence: int, limit: int) -> list[Change]:
+    """The changes after `sequence`, in order, at most `limit`."""
+    changes = schema.changes.c
+    rows = connection.execute(
+        select(changes.sequence, changes.scope, changes.first_id, changes.last_id, changes.at)
+        .where(changes.sequence > sequence)
+        .order_by(changes.sequence)
+        .limit(limit)
+    )
+    return [Change(row.sequence, row.scope, row.first_id, row.last_id, row.at.timestamp()) for row in rows]
+
+
+def credentials_of_devices(connection: Connection, ranges: Sequence[tuple[int, int]]) -> Credentials:
+    """All credentials of the devices in these ranges, both ends included."""
+    device_id = schema.devices.c.id
+    found: Credentials = {}
+    for start in range(0, len(ranges), _RANGES_PER_STATEMENT):
+        some = ranges[start : start + _RANGES_PER_STATEMENT]
+        wanted = or_(*(device_id.between(first_id, last_id) for first_id, last_id in some))
+        found.update(_identified(row) for row in connection.execute(_credential_rows().where(wanted)))
+    return found
+
+
+def credential_pages(connection: Connection) -> Iterator[Credentials]:
+    """Every credential, page by page, by primary key.
+
+    Each page is a statement of its own. Rows that others write meanwhile may be in it or not: read `head` before, and
+    the changes after it afterwards.
+    """
+    credentials = schema.credentials.c
+    last_id = 0
+    while True:
+        rows = connection.execute(
+            _credential_rows().where(credentials.id > last_id).order_by(credentials.id).limit(_PAGE_ROWS)
+        ).all()
+        if not rows:
+            return
+        last_id = rows[-1].id
+        yield dict(_identified(row) for row in rows)
+
+
+def credential_count(connection: Connection) -> int:
+    return connection.execute(select(func.count()).select_from(schema.credentials)).scalar_one()
+
+
+def credential_states(connection: Connection, now: float) -> dict[str, int]:
+    """How many credentials are `active`, `revoked`, `disabled`, `expired` or `not_yet_valid` at `now` (Unix s)."""
+    credentials, devices = schema.credentials, schema.devices
+    moment = dt.datetime.fromtimestamp(now, dt.UTC)
+    state = case(
+        (credentials.c.revoked_at.is_not(None), "revoked"),
+        (devices.c.disabled, "disabled"),
+        (credentials.c.not_after <= moment, "expired"),
+        (credentials.c.not_before > moment, "not_yet_valid"),
+        else_="active",
+    ).label("state")
+    counted = (
+        select(state, func.count())
+        .join_from(credentials, devices, credentials.c.device_id == devices.c.id)
+        .group_by(state)
+    )
+    found = dict.fromkeys(CREDENTIAL_STATES, 0)
+    found.update((name, number) for name, number in connection.execute(counted))
+    return found
+
+
+def realms(connection: Connection) -> list[RealmRecord]:
+    """Every realm, by id."""
+    table = schema.realms.c
+    rows = connection.execute(select(table.id, table.name, table.hint).order_by(table.id))
+    return [RealmRecord(row.id, row.name, row.hint) for row in rows]
+
+
+def secrets(connection: Connection) -> dict[str, bytes]:
+    """The registry's own secrets by name, sealed."""
+    return {row.name: bytes(row.sealed) for row in connection.execute(select(schema.secrets))}
+
+
+def _credential_rows() -> Select[Any]:
+    credentials, devices = schema.credentials, schema.devices
+    return select(
+        credentials.c.id,
+        credentials.c.device_id,
+        credentials.c.realm_id,
+        credentials.c.identity,
+        devices.c.name,
+        devices.c.group_name,
+        devices.c.labels,
+        devices.c.disabled,
+        credentials.c.revoked_at,
+        credentials.c.not_before,
+        credentials.c.not_after,
+        devices.c.networks,
+        credentials.c.hash,
+        credentials.c.sealed_key,
+    ).join_from(credentials, devices, credentials.c.device_id == devices.c.id)
+
+
+def _identified(row: Sequence[Any]) -> tuple[bytes, CredentialRecord]:
+    (
+        credential_id,
+        device_id,
+        realm_id,
+        identity,
+        device,
+        group,
+        labels,
+        disabled,
+        revoked_at,
+        not_before,
+        not_after,
+        networks,
+        hash_,
+        sealed_key,
+    ) = row
+    record = CredentialRecord(
+        credential_id,
+        device_id,
+        realm_id,
+        device,
+        group,
+        _decode_labels(labels) if labels != "{}" else {},
+        disabled,
+        revoked_at is not None,
+        _unix(not_before),
+        _unix(not_after),
+        _decode_networks(networks) if networks != "[]" else (),
+        hash_,
+        bytes(sealed_key),
+    )
+    return identity_key(realm_id, identity.encode()), record
+
+
+def _unix(moment: dt.datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()

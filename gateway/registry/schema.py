@@ -1,0 +1,183 @@
+"""The tables of the registry: the same on SQLite, PostgreSQL and MariaDB.
+
+Names and identities are compared byte by byte everywhere. Ids are never used again: a change names a range of ids, and
+one that came back would be read as something else. Nothing is written without the row of `feed`, see `feed`.
+A change of this file needs a migration; `alembic check` in the tests says so.
+"""
+
+import datetime as dt
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+__all__ = [
+    "SCHEMA_REVISION",
+    "audit",
+    "changes",
+    "credentials",
+    "devices",
+    "feed",
+    "metadata",
+    "realms",
+    "secrets",
+]
+
+SCHEMA_REVISION = "0001"
+"""The migration that this program knows; their names are numbers, so that older and newer can be told."""
+
+_MARIADB_BYTEWISE = "utf8mb4_nopad_bin"
+
+
+class UtcDateTime(TypeDecorator[dt.datetime]):
+    """A moment, aware in Python and stored as UTC without zone, to the microsecond."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[dt.datetime]:
+        if dialect.name in {"mysql", "mariadb"}:
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime())
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
+        del dialect
+        if value is None:
+            return None
+        assert value.tzinfo is not None, "a time without zone does not say when"
+        return value.astimezone(dt.UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
+        del dialect
+        return None if value is None else value.replace(tzinfo=dt.UTC)
+
+
+def _bytewise(characters_max: int) -> String:
+    return (
+        String(characters_max)
+        .with_variant(String(characters_max, collation="C"), "postgresql")
+        .with_variant(
+            mysql.VARCHAR(characters_max, charset="utf8mb4", collation=_MARIADB_BYTEWISE), "mysql", "mariadb"
+        )
+    )
+
+
+def _text() -> Text:
+    return Text().with_variant(mysql.TEXT(charset="utf8mb4", collation=_MARIADB_BYTEWISE), "mysql", "mariadb")
+
+
+_Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers only INTEGER keys by itself
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+realms = Table(
+    "realms",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", _bytewise(64), nullable=False),
+    Column("hint", _bytewise(128)),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("name"),
+    sqlite_autoincrement=True,
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("realm_id", _Id, ForeignKey("realms.id"), nullable=False),
+    Column("name", _bytewise(128), nullable=False),
+    Column("group_name", _bytewise(64)),
+    Column("labels", _text(), nullable=False),  # a JSON object of texts, keys sorted, no spaces
+    Column("networks", _text(), nullable=False),  # a JSON array of CIDR texts; empty: from anywhere
+    Column("disabled", Boolean, nullable=False, server_default=false()),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("realm_id", "name"),
+    sqlite_autoincrement=True,
+)
+
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("device_id", _Id, ForeignKey("devices.id"), nullable=False),
+    Column("realm_id", _Id, ForeignKey("realms.id"), nullable=False),
+    Column("identity", _bytewise(128), nullable=False),
+    Column("sealed_key", LargeBinary, nullable=False),
+    Column("fingerprint", LargeBinary(16), nullable=False),
+    Column("hash", _bytewise(8), nullable=False),
+    Column("not_before", UtcDateTime),
+    Column("not_after", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("realm_id", "identity"),
+    Index(None, "device_id"),
+    Index(None, "fingerprint", mysql_length=16),
+    CheckConstraint("hash IN ('sha256', 'sha384')", name="hash"),
+    sqlite_autoincrement=True,
+)
+
+feed = Table(
+    "feed",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("registry_id", _bytewise(36), nullable=False),
+    Column("pruned_through", BigInteger, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
+changes = Table(
+    "changes",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("scope", _bytewise(16), nullable=False),
+    Column("first_id", BigInteger, nullable=False),
+    Column("last_id", BigInteger, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    CheckConstraint("scope IN ('device', 'realm')", name="scope"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("actor", _bytewise(128), nullable=False),
+    Column("source", _bytewise(255), nullable=False),
+    Column("action", _bytewise(32), nullable=False),
+    Column("subject", _bytewise(256), nullable=False),
+    Column("detail", _text(), nullable=False),  # a JSON object; never a key
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", _bytewise(32), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+)

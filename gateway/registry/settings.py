@@ -1,0 +1,77 @@
+"""The table [registry] of gateway.toml."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_serializer
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+__all__ = ["RegistrySettings", "masked_url"]
+
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+    "mysql+pymysql": "mysql+pymysql",
+    "mariadb+pymysql": "mariadb+pymysql",
+}
+
+
+def _base(info: ValidationInfo) -> Path:
+    """The folder that relative paths are relative to: where gateway.toml is."""
+    context = info.context if isinstance(info.context, dict) else {}
+    return Path(context.get("base", "."))
+
+
+def _resolve_path(path: Path, info: ValidationInfo) -> Path:
+    return (_base(info) / path).absolute()
+
+
+def _parse_url(text: str, info: ValidationInfo) -> str:
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):  # their texts may quote the password
+        raise ValueError(
+            "is not a database URL: write sqlite:///registry.db or postgresql+psycopg://user@host/database"
+        ) from None
+    driver = _DRIVERS.get(url.drivername)
+    if driver is None:
+        raise ValueError(
+            f"has the driver {url.drivername}: use sqlite, postgresql+psycopg or mysql+pymysql",
+        )
+    url = url.set(drivername=driver)
+    if driver == "sqlite":
+        url = _resolve_sqlite(url, info)
+    elif not url.database:
+        raise ValueError(
+            "names no database: write its name after the host, as in postgresql+psycopg://user@host/database"
+        )
+    return url.render_as_string(hide_password=False)
+
+
+def _resolve_sqlite(url: URL, info: ValidationInfo) -> URL:
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise ValueError("needs a file, as in sqlite:///registry.db: several processes share the registry")
+    return url.set(database=str(_resolve_path(Path(url.database), info)))
+
+
+def masked_url(url: str) -> str:
+    """`url` as it may be shown: with *** in place of its password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+class RegistrySettings(BaseModel):
+    """Where the registry is, and how its sealed keys are opened."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    url: Annotated[str, AfterValidator(_parse_url), Field(repr=False)] = "sqlite:///registry.db"
+    master_key_file: Annotated[Path, AfterValidator(_resolve_path)] = Path("master.key")
+    poll_interval_s: float = Field(default=0.5, ge=0.05, le=60, allow_inf_nan=False)
+    """How often the follower looks for changes; a change is felt within it and must be within a second."""
+
+    @field_serializer("url", when_used="json")
+    def _mask_url(self, url: str) -> str:
+        return masked_url(url)
