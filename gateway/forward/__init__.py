@@ -1,0 +1,1 @@
+"""From authenticated sessions to backends: routes, messages, delivery, relays."""

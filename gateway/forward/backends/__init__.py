@@ -1,0 +1,40 @@
+"""Where payloads go: one file per kind, and the table of those that take messages.
+
+`tcp` is not in the table: a stream route connects to it, and carries bytes and not messages.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from gateway.forward.backends.file import FileBackend
+from gateway.forward.message import Message
+
+__all__ = ["SINKS", "MakeSink", "Sink"]
+
+
+class Sink(Protocol):
+    """What takes the messages of one route in one process. One `deliver` at a time."""
+
+    async def open(self) -> None:
+        """Get ready. Raises BackendUnavailable; the sink may then still be delivered to, and must be closed."""
+        ...
+
+    async def deliver(self, batch: Sequence[Message]) -> None:
+        """Return when every message is safe. Raises BackendUnavailable or BackendRefused for all of them; sending
+        them again may then give duplicates.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything. Closing twice is allowed."""
+        ...
+
+
+class MakeSink(Protocol):
+    """Arguments: the backend's name, its settings, the route's content type, the lock file of stdout."""
+
+    def __call__(self, name: str, settings: Any, content_type: str, stdout_lock: Path, /) -> Sink: ...
+
+
+SINKS: Final[dict[str, MakeSink]] = {"file": FileBackend}

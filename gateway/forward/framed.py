@@ -1,0 +1,210 @@
+"""A framed route: the device's frames become messages, each answered once, in order.
+
+Every frame gets a number, refused ones too. Its answer waits until all earlier frames have theirs: the backend confirms
+in order, but a refusal is known at once and may not overtake. While too much is unconfirmed the device is not read.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from gateway.forward.message import Message
+from gateway.forward.session import DeviceEnd, DeviceInfo
+from gateway.wire.cloudevents import PayloadKind, check_payload
+from gateway.wire.framing import FrameDecoder, Oversized, Reason, encode_error, encode_ok
+
+__all__ = ["Delivery", "FramedSession", "MessageLog"]
+
+_UNCONFIRMED_MAX: Final = 256
+"""Messages of one session that may wait for the backend; 256 of 100 bytes fill a batch, more only wait in memory."""
+_UNCONFIRMED_BYTES_MAX: Final = 256 * 1024
+"""The same in bytes of payload. One message of `message_bytes_max` always fits."""
+
+
+class Delivery(Protocol):
+    """The route's way to its backend, shared by all sessions of the worker."""
+
+    def submit(self, message: Message, done: Callable[[Reason | None], None]) -> None:
+        """Deliver; `done` is called exactly once: with None when the message is safe, else with why it is not."""
+
+
+class MessageLog(Protocol):
+    """What becomes of messages, for the metrics of the route."""
+
+    def received(self) -> None:
+        """A frame came in, good or bad."""
+
+    def rejected(self, reason: Reason) -> None:
+        """A frame was refused."""
+
+
+class FramedSession:
+    """One session of a framed route, a `RouteSession`.
+
+    `wall` gives Unix seconds for the receive time; `soon` runs a function after what the event loop does now, so that
+    the answers to a batch leave in one record.
+    """
+
+    __slots__ = (
+        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_finished", "_info", "_kind", "_log", "_lost",
+        "_next_answer", "_number", "_paused", "_soon", "_stopping", "_unconfirmed", "_unconfirmed_bytes", "_wall",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        device: DeviceEnd,
+        info: DeviceInfo,
+        decoder: FrameDecoder,
+        delivery: Delivery,
+        log: MessageLog,
+        *,
+        kind: PayloadKind,
+        ack: bool,
+        wall: Callable[[], float],
+        soon: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self._device = device
+        self._info = info
+        self._decoder = decoder
+        self._delivery = delivery
+        self._log = log
+        self._kind = kind
+        self._ack = ack
+        self._wall = wall
+        self._soon = soon
+        self._number = 0
+        self._next_answer = 1
+        self._early: dict[int, Reason | None] = {}
+        self._answers: list[bytes] = []
+        self._unconfirmed = 0
+        self._unconfirmed_bytes = 0
+        self._paused = False
+        self._device_slow = False
+        self._finished = False
+        self._stopping = False
+        self._lost = False
+
+    def data_received(self, data: bytes) -> None:
+        """Take the frames that these bytes complete."""
+        self._take(self._decoder.feed(data))
+
+    def device_finished(self, *, orderly: bool) -> None:
+        """Answer everything that was received, then end. A rest without its end counts only after close_notify."""
+        if orderly:
+            self._take(self._decoder.finish())
+        self._finished = True
+        self._end_if_settled()
+
+    def device_lost(self) -> None:
+        """What was submitted is delivered all the same; nobody hears the answers."""
+        self._lost = True
+        self._answers.clear()
+
+    def pause_sending(self) -> None:
+        """A device that does not read its answers sends nothing more."""
+        self._device_slow = True
+        self._device.pause_receiving()
+
+    def resume_sending(self) -> None:
+        """It reads again."""
+        self._device_slow = False
+        if not self._paused:
+            self._device.resume_receiving()
+
+    def stop(self) -> None:
+        """Refuse what comes from now on, answer what is under way, then close."""
+        self._stopping = True
+        self._end_if_settled()
+
+    def _take(self, frames: "list[bytes | Oversized]") -> None:
+        received_at = self._wall()
+        info = self._info
+        for frame in frames:
+            self._number = number = self._number + 1
+            self._log.received()
+            reason = self._objection(frame)
+            if reason is not None:
+                self._log.rejected(reason)
+                self._answer(number, reason)
+                continue
+            assert not isinstance(frame, Oversized)
+            self._unconfirmed += 1
+            self._unconfirmed_bytes += len(frame)
+            message = Message(
+                info.realm, info.device, info.identity, info.group, info.session, number, received_at, frame
+            )
+            self._delivery.submit(message, functools.partial(self._settled, number, len(frame)))
+        if not self._paused and (
+            self._unconfirmed >= _UNCONFIRMED_MAX or self._unconfirmed_bytes >= _UNCONFIRMED_BYTES_MAX
+        ):
+            self._paused = True
+            self._device.pause_receiving()
+
+    def _objection(self, frame: "bytes | Oversized") -> Reason | None:
+        """Why this frame is refused before any backend sees it."""
+        if self._stopping:
+            return Reason.STOPPING
+        if isinstance(frame, Oversized):
+            return Reason.TOO_LONG
+        try:
+            check_payload(frame, self._kind)
+        except ValueError:
+            return Reason.INVALID
+        return None
+
+    def _settled(self, number: int, size: int, reason: Reason | None) -> None:
+        """The backend has confirmed frame `number`, or not."""
+        self._unconfirmed -= 1
+        self._unconfirmed_bytes -= size
+        if reason is not None:
+            self._log.rejected(reason)
+        if self._lost:
+            return
+        self._answer(number, reason)
+        if (
+            self._paused
+            and self._unconfirmed <= _UNCONFIRMED_MAX // 2
+            and self._unconfirmed_bytes <= _UNCONFIRMED_BYTES_MAX // 2
+        ):
+            self._paused = False
+            if not self._device_slow:
+                self._device.resume_receiving()
+
+    def _answer(self, number: int, reason: Reason | None) -> None:
+        """Queue the answer to frame `number` behind those of all frames before it."""
+        if number != self._next_answer:
+            self._early[number] = reason
+            return
+        if not self._answers:
+            self._soon(self._flush)
+        self._queue(number, reason)
+        number += 1
+        while number in self._early:
+            self._queue(number, self._early.pop(number))
+            number += 1
+        self._next_answer = number
+
+    def _queue(self, number: int, reason: Reason | None) -> None:
+        if reason is not None:
+            self._answers.append(encode_error(number, reason))
+        else:
+            self._answers.append(encode_ok(number) if self._ack else b"")
+
+    def _flush(self) -> None:
+        """Send the answers that are due, in one record."""
+        answers = b"".join(self._answers)
+        self._answers.clear()
+        if self._lost:
+            return
+        if answers:
+            self._device.send(answers)
+        self._end_if_settled()
+
+    def _end_if_settled(self) -> None:
+        if (
+            (self._finished or self._stopping)
+            and not self._lost
+            and self._next_answer > self._number
+            and not self._answers
+        ):
+            self._device.close()

@@ -1,0 +1,59 @@
+"""One frame of a device on its way to a backend."""
+
+import msgspec
+
+from gateway.wire.cloudevents import PayloadKind, encode_event, event_id, event_source
+
+__all__ = ["Message", "encode_message", "uuid7"]
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """A frame with what the gateway knows about it.
+
+    `session` is a UUIDv7 as text, `sequence` the number of the frame in it, counted from 1, `received_at` Unix
+    seconds. (session, sequence) sorts the messages of a device.
+    """
+
+    realm: str
+    device: str
+    identity: str
+    group: str | None
+    session: str
+    sequence: int
+    received_at: float
+    payload: bytes
+
+    @property
+    def event_id(self) -> str:
+        return event_id(self.session, self.sequence)
+
+    @property
+    def source(self) -> str:
+        return event_source(self.realm, self.device)
+
+
+def encode_message(message: Message, content_type: str, kind: PayloadKind) -> bytes:
+    """The message as one structured CloudEvent, without a line break."""
+    return encode_event(
+        session=message.session,
+        sequence=message.sequence,
+        realm=message.realm,
+        device=message.device,
+        received_at=message.received_at,
+        content_type=content_type,
+        kind=kind,
+        payload=message.payload,
+    )
+
+
+def uuid7(now_s: float, randomness: bytes) -> str:
+    """A UUID version 7 (RFC 9562 section 5.7) from Unix seconds and 8 random bytes.
+
+    The 12 bits after the milliseconds hold their fraction (section 6.2, method 3), so that two sessions which a
+    device opens within a millisecond still sort in order.
+    """
+    ticks = int(now_s * 4_096_000)  # 4096 to the millisecond
+    high = (ticks >> 12) << 16 | 0x7000 | ticks & 0xFFF
+    low = int.from_bytes(randomness[:8]) & (1 << 62) - 1 | 1 << 63
+    text = f"{high:016x}{low:016x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -1,0 +1,60 @@
+"""The seam between a connection and its route: what each may do with the other."""
+
+import dataclasses
+from typing import Protocol
+
+__all__ = ["Bytes", "DeviceEnd", "DeviceInfo", "RouteSession"]
+
+Bytes = bytes | bytearray | memoryview
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """Who is connected. `session` is a UUIDv7, new for every connection."""
+
+    realm: str
+    device: str
+    identity: str
+    group: str | None
+    session: str
+
+
+class DeviceEnd(Protocol):
+    """The device's side of a session, as its route sees it."""
+
+    def send(self, data: Bytes) -> None:
+        """Send bytes to the device, encrypted; nothing happens after `finish` or when it is gone. Not kept."""
+
+    def finish(self) -> None:
+        """Nothing more will be sent: close_notify goes out behind what was sent. Receiving goes on."""
+
+    def close(self) -> None:
+        """Like `finish`, and what the device still sends is dropped; soon the connection is gone."""
+
+    def pause_receiving(self) -> None:
+        """Read nothing more from the device until `resume_receiving`; what was read already is still given."""
+
+    def resume_receiving(self) -> None:
+        """Read from the device again."""
+
+
+class RouteSession(Protocol):
+    """What a route does with one device's bytes. None of these waits."""
+
+    def data_received(self, data: bytes) -> None:
+        """Decrypted bytes from the device."""
+
+    def device_finished(self, *, orderly: bool) -> None:
+        """The device will send nothing more; `orderly` by close_notify, else by a bare FIN. It may still listen."""
+
+    def device_lost(self) -> None:
+        """The connection is gone, called exactly once, last. Nothing can be sent any more."""
+
+    def pause_sending(self) -> None:
+        """The device reads slowly: send little until `resume_sending`."""
+
+    def resume_sending(self) -> None:
+        """The device reads again."""
+
+    def stop(self) -> None:
+        """The gateway ends the session: take no more, settle what is under way, then `DeviceEnd.close`."""
