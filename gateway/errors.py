@@ -9,7 +9,9 @@
     |-- BackendError         where payloads go
     |   |-- BackendUnavailable    away or timed out: sending again may help
     |   '-- BackendRefused        this message will never be taken: sending again does not help
+    |-- LimitReached         a bound of ours: nobody is to blame
     |-- ConfigurationError   gateway.toml, environment, files and ports named there
+    |-- DeviceError          the device's own end: it could not connect, or was refused
     '-- ControlError         the control socket of a running gateway
 
 Every text is one line that says what is wrong and, to a user, what to do. None holds a key.
@@ -24,7 +26,9 @@ __all__ = [
     "BackendUnavailable",
     "ConfigurationError",
     "ControlError",
+    "DeviceError",
     "GatewayError",
+    "LimitReached",
     "PeerError",
     "PeerFault",
     "RegistryError",
@@ -93,8 +97,16 @@ class BackendRefused(BackendError):
     """The backend will never take this message."""
 
 
+class LimitReached(GatewayError):
+    """A bound of `[limits]` keeps this connection or message out for now."""
+
+
 class ConfigurationError(GatewayError):
     """The configuration, or a file, address or permission that it names, is wrong."""
+
+
+class DeviceError(GatewayError):
+    """A device's client could not connect, or the gateway ended the session."""
 
 
 class ControlError(GatewayError):

@@ -1,0 +1,1 @@
+"""The other end: a device's client on the same TLS-PSK engine."""

@@ -1,0 +1,1 @@
+"""The running gateway: supervisor, follower and worker processes, connections, and what steers them."""

@@ -1,0 +1,508 @@
+"""One device connection: the thin file that drives a socket, a TLS session and a route.
+
+Theory of operation
+-------------------
+The event loop reads into one buffer of the process and calls `buffer_updated`; the TLS session takes the bytes and gives
+events; the route takes the data; whatever all of that wants to send is flushed once, at the end. There is no task and
+no timer per connection. Phases:
+
+    HANDSHAKE --Established--> LIVE --close()--> CLOSING --> GONE
+        '--------failure---------------------------^
+
+In CLOSING everything is said (close_notify or alert, then FIN) and what still comes in is dropped, until the peer ends
+its side or LINGER_S have passed: closing a socket with unread bytes would reset it, and the peer might never see why.
+Deadlines are the worker's: `deadline` moves with the traffic, and `deadline_passed` is called when it is over.
+"""
+
+import asyncio
+import dataclasses
+import enum
+import os
+from collections.abc import Callable, Sequence
+from typing import Final, cast
+
+import structlog
+
+from gateway.errors import LimitReached, PeerError
+from gateway.forward.message import uuid7
+from gateway.forward.session import Bytes, DeviceInfo, RouteSession
+from gateway.server.control import SessionInfo
+from gateway.server.deadlines import Deadlines
+from gateway.server.limits import ConnectionLimits
+from gateway.server.listener import Listener
+from gateway.server.lookup import DeviceLookup, Resolution
+from gateway.server.routes import LiveRoute, LiveRoutes
+from gateway.server.sessions import SessionIndex
+from gateway.server.settings import LimitsSettings
+from gateway.telemetry.metrics import Outcome
+from gateway.tls.contexts import RealmContexts
+from gateway.tls.openssl import TlsFailure
+from gateway.tls.session import Data, Established, Event, Failed, PskChoice, ServerSession
+from gateway.wire.client_hello import ClientHello, OfferedPsk
+from gateway.wire.suites import suite_name
+
+__all__ = ["READ_BYTES", "DeviceConnection", "Phase", "Services"]
+
+log = structlog.get_logger()
+
+READ_BYTES: Final = 256 * 1024
+"""One read of the event loop: sixteen full records."""
+SEND_BUFFER_BYTES: Final = 64 * 1024
+"""What may wait for a slow device before its route is told to pause."""
+LINGER_S: Final = 2.0
+"""How long a peer may take to read the end of a session before its connection is cut."""
+STOP_S: Final = 0.5
+"""How long a session that the gateway ends may take to settle what is under way."""
+
+_read_buffer = memoryview(bytearray(READ_BYTES))
+"""One for all connections of the process: the bytes are decrypted before the event loop reads again."""
+
+
+class Phase(enum.Enum):
+    """Where a connection stands."""
+
+    HANDSHAKE = enum.auto()
+    LIVE = enum.auto()
+    CLOSING = enum.auto()
+    GONE = enum.auto()
+
+
+@dataclasses.dataclass(slots=True)
+class Services:
+    """What a worker lends to its connections. `now` is the loop's clock, `wall` Unix seconds."""
+
+    settings: LimitsSettings
+    now: Callable[[], float]
+    wall: Callable[[], float]
+    limits: ConnectionLimits
+    deadlines: "Deadlines[DeviceConnection]"
+    lookup: DeviceLookup
+    routes: LiveRoutes
+    sessions: "SessionIndex[DeviceConnection]"
+
+
+class DeviceConnection(asyncio.BufferedProtocol):
+    """A protocol for the event loop, the policy of its TLS session, and the device's end for its route."""
+
+    __slots__ = (
+        "_accepted_at",
+        "_finished",
+        "_in_flight",
+        "_listener",
+        "_live_route",
+        "_peer_finished",
+        "_receiving",
+        "_resolution",
+        "_route",
+        "_services",
+        "_session",
+        "_since",
+        "_transport",
+        "address",
+        "cipher",
+        "credential_id",
+        "deadline",
+        "device",
+        "device_id",
+        "identity",
+        "phase",
+        "realm",
+        "realm_id",
+        "received_bytes",
+        "sent_bytes",
+        "session_id",
+        "slot",
+        "tls_version",
+    )  # fmt: skip
+
+    def __init__(self, listener: Listener, services: Services) -> None:
+        self._listener = listener
+        self._services = services
+        self._session = ServerSession(self)
+        self._transport: asyncio.Transport | None = None
+        self._route: RouteSession | None = None
+        self._live_route: LiveRoute | None = None
+        self._resolution: Resolution | None = None
+        self._accepted_at = 0.0
+        self._since = 0.0
+        self._in_flight = False
+        self._receiving = False
+        self._finished = False
+        self._peer_finished = False
+        self.phase = Phase.GONE
+        self.address = ""
+        self.deadline = 0.0
+        self.slot = 0
+        self.realm = ""
+        self.realm_id = 0
+        self.device = ""
+        self.device_id = 0
+        self.credential_id = 0
+        self.identity = ""
+        self.session_id = ""
+        self.tls_version = ""
+        self.cipher = ""
+        self.received_bytes = 0
+        self.sent_bytes = 0
+
+    # From the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Admit the connection, or drop it."""
+        services = self._services
+        self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if peer else ""
+        if not services.limits.admit(self.address):
+            self._count(Outcome.RATE_LIMITED)
+            log.info(
+                "connection_refused",
+                listener=self._listener.name,
+                address=self.address,
+                reason="connection limit",
+            )
+            transport.abort()
+            return
+        self.phase = Phase.HANDSHAKE
+        self._listener.connections += 1
+        self._accepted_at = now = services.now()
+        self.deadline = now + services.settings.handshake_timeout_s
+        services.deadlines.add(self)
+        transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Where the device's bytes go."""
+        return _read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what the device sent."""
+        if self.phase is Phase.LIVE:
+            self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+        elif self.phase is not Phase.HANDSHAKE:
+            return
+        for event in self._session.receive(_read_buffer[:nbytes]):
+            self._handle(event)
+        self._flush()
+
+    def eof_received(self) -> bool:
+        """The peer's FIN. Stay open for what still has to be said to it."""
+        if self.phase is not Phase.LIVE:
+            return False
+        if not self._peer_finished:
+            self._peer_finished = True
+            assert self._route is not None
+            self._route.device_finished(orderly=False)
+        self._close_if_both_finished()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, whoever ended it."""
+        phase, self.phase = self.phase, Phase.GONE
+        if not self._accepted_at:
+            return
+        if phase is Phase.HANDSHAKE:
+            self._handshake_ended(Outcome.PEER_CLOSED, "the peer closed the connection")
+        services = self._services
+        services.deadlines.discard(self)
+        services.limits.release(self.address)
+        self._listener.connections -= 1
+        if self.session_id:
+            services.sessions.remove(self.device_id, self)
+            assert self._route is not None
+            self._route.device_lost()
+            log.debug(
+                "session_ended",
+                session=self.session_id,
+                device=self.device,
+                realm=self.realm,
+                address=self.address,
+                duration_s=round(services.now() - self._since, 3),
+                received_bytes=self.received_bytes,
+                sent_bytes=self.sent_bytes,
+                reason=str(exc) if exc else "closed",
+            )
+        self._session.free()
+
+    def pause_writing(self) -> None:
+        """The device reads slowly."""
+        if self._route is not None:
+            self._route.pause_sending()
+
+    def resume_writing(self) -> None:
+        """The device reads again."""
+        if self._route is not None:
+            self._route.resume_sending()
+
+    # From the TLS session: its policy
+
+    def contexts_for(self, hello: ClientHello) -> RealmContexts:
+        """The hello is complete: from here on the handshake counts, and the realm is known."""
+        if not self._services.limits.begin_handshake():
+            raise LimitReached("too many handshakes in flight: see limits.handshakes_in_flight")
+        self._in_flight = True
+        return self._listener.contexts_for(hello.server_name)
+
+    def choose_psk(self, offered: Sequence[OfferedPsk]) -> PskChoice | None:
+        """Whose key it is."""
+        hello = self._session.hello
+        assert hello is not None
+        services = self._services
+        realm = self._listener.realm_for(hello.server_name)
+        self._resolution = services.lookup.resolve(realm, offered, self.address, services.wall())
+        return self._resolution
+
+    # From the route: the device's end
+
+    def send(self, data: Bytes) -> None:
+        """Encrypt and transmit."""
+        if self.phase is not Phase.LIVE or self._finished:
+            return
+        assert self._live_route is not None
+        self.sent_bytes += len(data)
+        self._live_route.count_sent_bytes(len(data))
+        self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+        self._session.send(data)
+        self._flush()
+
+    def finish(self) -> None:
+        """Say close_notify and end our direction."""
+        if self.phase is not Phase.LIVE or self._finished:
+            return
+        self._finished = True
+        self._session.close()
+        self._flush()
+        self._close_if_both_finished()
+
+    def close(self) -> None:
+        """Say close_notify, drop what comes in, and be gone within LINGER_S."""
+        self.finish()
+        if self.phase is Phase.LIVE:
+            self._linger()
+
+    def pause_receiving(self) -> None:
+        """Do not read the device."""
+        if self.phase is Phase.LIVE and self._receiving:
+            self._receiving = False
+            assert self._transport is not None
+            self._transport.pause_reading()
+
+    def resume_receiving(self) -> None:
+        """Read the device again."""
+        if not self._receiving and self.phase is not Phase.GONE:
+            self._receiving = True
+            assert self._transport is not None
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    # From the worker
+
+    def deadline_passed(self) -> None:
+        """The phase took too long. The deadline is not filed any more."""
+        if self.phase is Phase.HANDSHAKE:
+            self._handshake_ended(
+                Outcome.TIMEOUT, f"no handshake within {self._services.settings.handshake_timeout_s:g} s"
+            )
+            self._abort()
+        elif self.phase is Phase.LIVE and not self._finished and self._route is not None:
+            log.info(
+                "session_timed_out",
+                session=self.session_id,
+                device=self.device,
+                realm=self.realm,
+                address=self.address,
+            )
+            self.close()
+        else:
+            self._abort()
+
+    def stop(self, reason: str) -> None:
+        """End the session in an orderly way: revoked, kicked, or the gateway stops."""
+        if self.phase is Phase.HANDSHAKE:
+            self._abort()
+        if self.phase is not Phase.LIVE:
+            return
+        log.info(
+            "session_stopped",
+            session=self.session_id,
+            device=self.device,
+            realm=self.realm,
+            address=self.address,
+            reason=reason,
+        )
+        self._expect_within(STOP_S)
+        assert self._route is not None
+        self._route.stop()
+
+    def describe(self) -> SessionInfo:
+        """For `gatewayctl list-sessions`."""
+        return SessionInfo(
+            session=self.session_id,
+            realm=self.realm,
+            device=self.device,
+            identity=self.identity,
+            address=self.address,
+            listener=self._listener.name,
+            route="" if self._live_route is None else self._live_route.name,
+            tls_version=self.tls_version,
+            cipher=self.cipher,
+            since=self._services.wall() - (self._services.now() - self._since),
+            received_bytes=self.received_bytes,
+            sent_bytes=self.sent_bytes,
+        )
+
+    # Inside
+
+    def _handle(self, event: Event) -> None:
+        if type(event) is Data:
+            if self.phase is Phase.LIVE and self._route is not None:
+                assert self._live_route is not None
+                self.received_bytes += len(event.data)
+                self._live_route.count_received_bytes(len(event.data))
+                self._route.data_received(event.data)
+        elif type(event) is Established:
+            self._established(event)
+        elif type(event) is Failed:
+            self._failed(event.error)
+        elif self.phase is Phase.LIVE and not self._peer_finished:
+            self._peer_finished = True
+            assert self._route is not None
+            self._route.device_finished(orderly=True)
+            self._close_if_both_finished()
+
+    def _established(self, event: Established) -> None:
+        """Both sides have proved the key: find the route and go live."""
+        services = self._services
+        resolution = self._resolution
+        assert resolution is not None
+        record = resolution.record
+        assert record is not None, "a decoy key was proved"
+        self.tls_version = event.version
+        self.cipher = event.cipher
+        self.identity = resolution.identity.decode("utf-8")
+        self.device = record.device
+        realm = self._listener.realm_of(record.realm_id)
+        route = services.routes.choose(self._listener.name, realm, record.group, self.identity, event.alpn)
+        if route is None:
+            self._handshake_ended(Outcome.NO_ROUTE, "no route matches: add one, or change `match`")
+            self.phase = Phase.LIVE
+            self._finished = True
+            self._session.close()
+            self._linger()
+            return
+        self.realm = realm
+        self.realm_id = record.realm_id
+        self.device_id = record.device_id
+        self.credential_id = record.credential_id
+        self._live_route = route
+        self.session_id = uuid7(services.wall(), os.urandom(8))
+        self._since = now = services.now()
+        self._listener.observe_handshake(now - self._accepted_at)
+        self._handshake_ended(Outcome.OK, "")
+        self.phase = Phase.LIVE
+        self._receiving = True
+        self.deadline = now + (
+            services.settings.first_message_timeout_s if route.is_framed else services.settings.idle_timeout_s
+        )
+        services.sessions.add(record.device_id, self)
+        self._route = route.open_session(
+            self, DeviceInfo(realm, record.device, self.identity, record.group, self.session_id)
+        )
+        self._resolution = None
+
+    def _failed(self, error: PeerError | LimitReached | TlsFailure) -> None:
+        """The session is over; what `output` holds is the alert."""
+        if self.phase is Phase.HANDSHAKE:
+            self._handshake_ended(self._outcome_of(error), str(error))
+        elif self.phase is Phase.LIVE:
+            log.info(
+                "session_failed",
+                session=self.session_id,
+                device=self.device,
+                realm=self.realm,
+                reason=str(error),
+            )
+        self._linger()
+
+    def _outcome_of(self, error: PeerError | LimitReached | TlsFailure) -> Outcome:
+        if isinstance(error, PeerError):
+            return Outcome.PROTOCOL_ERROR
+        if isinstance(error, LimitReached):
+            return Outcome.RATE_LIMITED
+        if error.is_wrong_key:
+            resolution = self._resolution
+            return (
+                Outcome.WRONG_KEY
+                if resolution is None or resolution.outcome is Outcome.OK
+                else resolution.outcome
+            )
+        if error.is_no_shared_cipher:
+            return Outcome.NO_SHARED_CIPHER
+        return Outcome.PROTOCOL_ERROR if error.alert_received is None else Outcome.PEER_CLOSED
+
+    def _handshake_ended(self, outcome: Outcome, reason: str) -> None:
+        """Count the handshake, exactly once, and log what an operator needs to put it right."""
+        if self._in_flight:
+            self._in_flight = False
+            self._services.limits.end_handshake()
+        self._count(outcome)
+        if outcome is Outcome.OK:
+            log.debug(
+                "session_started",
+                session=self.session_id,
+                device=self.device,
+                realm=self.realm,
+                address=self.address,
+            )
+            return
+        self.phase = Phase.CLOSING
+        fields: dict[str, object] = {
+            "listener": self._listener.name, "address": self.address, "outcome": outcome.value, "reason": reason
+        }  # fmt: skip
+        hello = self._session.hello
+        if self._resolution is not None:
+            fields["identity"] = self._resolution.identity.decode("utf-8", "backslashreplace")
+        if hello is not None:
+            fields["server_name"] = hello.server_name
+            if outcome is Outcome.NO_SHARED_CIPHER and self._session.contexts is not None:
+                fields["offered"] = [suite_name(code) for code in hello.suites]
+                fields["allowed"] = self._session.contexts.suites
+        log.info("handshake_failed", **fields)
+
+    def _count(self, outcome: Outcome) -> None:
+        self._listener.count_handshake(outcome, self.tls_version, self.cipher)
+
+    def _flush(self) -> None:
+        """Transmit what the TLS session wants to say."""
+        output = self._session.output()
+        if output and self._transport is not None:
+            self._transport.write(output)
+
+    def _close_if_both_finished(self) -> None:
+        if self._finished and self._peer_finished and self._transport is not None:
+            self.phase = Phase.CLOSING if self.phase is Phase.LIVE else self.phase
+            self._expect_within(LINGER_S)
+            self._transport.close()
+
+    def _linger(self) -> None:
+        """Say the last words, then FIN, and wait for the peer's own end, LINGER_S at most."""
+        self._flush()
+        if self.phase is Phase.GONE or self._transport is None:
+            return
+        self.phase = Phase.CLOSING
+        if self._peer_finished:
+            self._transport.close()
+            return
+        self.resume_receiving()
+        if self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
+        self._expect_within(LINGER_S)
+
+    def _expect_within(self, seconds: float) -> None:
+        deadline = self._services.now() + seconds
+        if deadline < self.deadline:
+            self.deadline = deadline
+            self._services.deadlines.bring_forward(self)
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

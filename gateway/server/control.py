@@ -1,0 +1,308 @@
+"""The control channel: between the supervisor and its children, and between gatewayctl and the supervisor.
+
+A channel is a Unix stream of frames: a 4-byte length (big-endian) and a msgpack envelope. Either end may `notify`
+(no answer), or `call` (exactly one answer, or the caller's deadline passes). The messages are the Structs below.
+The peer is always this program, or root, or the user that owns the socket (0600); a frame that does not parse ends the
+channel all the same.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from gateway.errors import ControlError
+from gateway.registry.notices import Changed, Published
+from gateway.telemetry.aggregate import Family
+
+__all__ = [
+    "Channel",
+    "CheckReaders",
+    "Collect",
+    "Configure",
+    "Done",
+    "Drain",
+    "FollowerStatus",
+    "Kick",
+    "ListSessions",
+    "Metrics",
+    "SessionInfo",
+    "Sessions",
+    "connect_unix",
+    "unix_listener",
+]
+
+_FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
+"""A list of 100,000 sessions is some 20 MB."""
+
+
+class Configure(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to a child, once, first: its settings as JSON, and the listening sockets it inherited."""
+
+    settings: bytes
+    worker: int = 0
+    workers: int = 1
+    sockets: dict[str, list[int]] = {}
+    """listener name -> inherited file descriptors, one per worker; a worker accepts on the one at its own place"""
+
+
+class FollowerStatus(msgspec.Struct, tag=True, frozen=True):
+    """What the follower knows, for readiness and logs. Times are Unix seconds, 0 for never."""
+
+    state: str
+    """`starting`, `copying`, `following`, `away` or `mismatch`"""
+    detail: str
+    sequence: int
+    polled_at: float
+
+
+class Collect(msgspec.Struct, tag=True, frozen=True):
+    """Ask for the metrics of a process."""
+
+
+class Metrics(msgspec.Struct, tag=True, frozen=True):
+    """The metrics of a process."""
+
+    families: list[Family]
+
+
+class ListSessions(msgspec.Struct, tag=True, frozen=True):
+    """Ask for live sessions, all or those of one realm or device name."""
+
+    realm: str | None = None
+    device: str | None = None
+
+
+class SessionInfo(msgspec.Struct, frozen=True):
+    """One live session. `since` is Unix seconds; bytes are of payload."""
+
+    session: str
+    realm: str
+    device: str
+    identity: str
+    address: str
+    listener: str
+    route: str
+    tls_version: str
+    cipher: str
+    since: float
+    received_bytes: int
+    sent_bytes: int
+
+
+class Sessions(msgspec.Struct, tag=True, frozen=True):
+    """Live sessions."""
+
+    sessions: list[SessionInfo]
+
+
+class Kick(msgspec.Struct, tag=True, frozen=True):
+    """End the sessions of a device, in an orderly way."""
+
+    realm: str
+    device: str
+
+
+class Drain(msgspec.Struct, tag=True, frozen=True):
+    """Stop accepting, end all sessions within `drain_s` seconds, and exit."""
+
+    drain_s: float
+
+
+class CheckReaders(msgspec.Struct, tag=True, frozen=True):
+    """A worker died: free the places that it held in the replica."""
+
+
+class Done(msgspec.Struct, tag=True, frozen=True):
+    """A call succeeded; `count` things were touched."""
+
+    count: int = 0
+
+
+Message = (
+    Configure
+    | CheckReaders
+    | Published
+    | Changed
+    | FollowerStatus
+    | Collect
+    | Metrics
+    | ListSessions
+    | Sessions
+    | Kick
+    | Drain
+    | Done
+)
+"""`Published` and `Changed` are the notices of the registry's follower, sent as they are."""
+
+
+class _Envelope(msgspec.Struct, array_like=True):
+    kind: int
+    number: int
+    body: Message | str
+
+
+_NOTIFY, _CALL, _ANSWER, _FAILURE = range(4)
+
+Handler = Callable[[Message], Awaitable[Message | None]]
+
+
+class Channel:
+    """One end of a control channel. `serve` runs it until the other end closes."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Handler | None = None
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.handler = handler
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Message]] = {}
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(_Envelope)
+
+    @classmethod
+    async def over(cls, sock: socket.socket, handler: Handler | None = None) -> Self:
+        """A channel on a connected stream socket, which it owns from now on."""
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+        return cls(reader, writer, handler)
+
+    async def receive_first(self) -> Message | None:
+        """The first message, before `serve`: a child is configured by it. None when the other end closed."""
+        envelope = await self._receive()
+        return None if envelope is None or isinstance(envelope.body, str) else envelope.body
+
+    async def finish(self) -> None:
+        """Close this end when everything that was sent has left this process, or the other end is gone."""
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    async def serve(self) -> None:
+        """Answer and deliver until the other end closes. Calls run one after the other, in the order they came."""
+        try:
+            while (envelope := await self._receive()) is not None:
+                if envelope.kind in (_ANSWER, _FAILURE):
+                    self._settle(envelope)
+                else:
+                    await self._handle(envelope)
+        finally:
+            for future in self._answers.values():
+                future.cancel()
+            self._writer.close()
+
+    def notify(self, message: Message) -> None:
+        """Send without waiting for anything; nothing happens when the other end is gone."""
+        self._send(_NOTIFY, 0, message)
+
+    async def call(self, message: Message, timeout_s: float) -> Message:
+        """Send and wait for the answer. Raises ControlError when it is refused, late, or the channel closes."""
+        number = next(self._numbers)
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._answers[number] = future
+        try:
+            self._send(_CALL, number, message)
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            raise ControlError(f"no answer within {timeout_s:g} s: is the gateway overloaded?") from None
+        except asyncio.CancelledError:
+            if future.cancelled():
+                raise ControlError("the gateway closed the control channel before it answered") from None
+            raise
+        finally:
+            del self._answers[number]
+
+    def close(self) -> None:
+        """Close this end."""
+        self._writer.close()
+
+    def _send(self, kind: int, number: int, body: Message | str) -> None:
+        frame = self._encoder.encode(_Envelope(kind, number, body))
+        self._writer.write(len(frame).to_bytes(4, "big") + frame)
+
+    async def _receive(self) -> _Envelope | None:
+        try:
+            size = int.from_bytes(await self._reader.readexactly(4), "big")
+            if size > _FRAME_BYTES_MAX:
+                return None
+            return self._decoder.decode(await self._reader.readexactly(size))
+        except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
+            return None
+
+    def _settle(self, envelope: _Envelope) -> None:
+        future = self._answers.get(envelope.number)
+        if future is None or future.done():
+            return
+        if isinstance(envelope.body, str):
+            future.set_exception(ControlError(envelope.body))
+        else:
+            future.set_result(envelope.body)
+
+    async def _handle(self, envelope: _Envelope) -> None:
+        assert self.handler is not None
+        assert not isinstance(envelope.body, str)
+        try:
+            answer = await self.handler(envelope.body)
+        except ControlError as exc:
+            if envelope.kind == _CALL:
+                self._send(_FAILURE, envelope.number, str(exc))
+            return
+        if envelope.kind == _CALL:
+            self._send(_ANSWER, envelope.number, answer if answer is not None else Done())
+
+
+@contextlib.contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    """The same path through /proc/self/fd: a socket's own may be 107 bytes at most, a data_dir's may be longer."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def unix_listener(path: Path) -> socket.socket:
+    """A listening socket at `path`, mode 0600, in place of one that a dead gateway left there."""
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    mask = os.umask(0o177)
+    try:
+        with _short_path(path) as short:
+            sock.bind(short)
+    finally:
+        os.umask(mask)
+    sock.listen(64)
+    return sock
+
+
+@contextlib.asynccontextmanager
+async def connect_unix(path: Path) -> AsyncIterator[Channel]:
+    """A channel to the gateway whose control socket is at `path`, for as long as the block runs."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _short_path(path) as short:
+            sock.connect(short)
+    except PermissionError as exc:
+        sock.close()
+        raise ControlError(
+            f"{path}: permission denied: run this as the user that the gateway runs as"
+        ) from exc
+    except OSError as exc:
+        sock.close()
+        raise ControlError(f"{path}: no gateway answers there: start it with `gatewayctl run`") from exc
+    sock.setblocking(False)
+    channel = await Channel.over(sock)
+    serving = asyncio.get_running_loop().create_task(channel.serve())
+    try:
+        yield channel
+    finally:
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving

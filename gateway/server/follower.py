@@ -1,0 +1,210 @@
+"""The follower process: drives the registry's follower, and tells the supervisor what it finds.
+
+Started by the supervisor as `python -m gateway.server.follower FD`. Everything that may wait for the database or the
+disk runs in one thread beside the event loop, so that metrics and the order to stop are answered meanwhile.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel, ConfigDict
+
+from gateway.errors import RegistryError, RegistryMismatch
+from gateway.registry.follower import Follower
+from gateway.registry.notices import Published
+from gateway.registry.settings import RegistrySettings
+from gateway.server.control import (
+    Channel,
+    CheckReaders,
+    Collect,
+    Configure,
+    Drain,
+    FollowerStatus,
+    Message,
+    Metrics,
+)
+from gateway.server.loop import run
+from gateway.telemetry.aggregate import snapshot
+from gateway.telemetry.logs import LogSettings, setup
+from gateway.telemetry.metrics import FollowerMetrics
+
+__all__ = ["FollowerSettings"]
+
+log = structlog.get_logger()
+
+_RETRY_MAX_S: Final = 5.0
+"""A registry that is away is asked again at least this often."""
+_COUNT_EVERY_S: Final = 60.0
+_PROGRESS_EVERY_S: Final = 2.0
+
+
+class FollowerSettings(BaseModel):
+    """What of the configuration the follower needs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    log: LogSettings
+    data_dir: Path
+    registry: RegistrySettings
+
+    def to_json(self) -> bytes:
+        """For the control channel, with the registry's whole URL: it is masked everywhere else."""
+        whole = self.model_copy(update={"registry": _Unmasked(**self.registry.model_dump())})
+        return whole.model_dump_json(serialize_as_any=True).encode()
+
+
+class _Unmasked(BaseModel):
+    url: str
+    master_key_file: Path
+    poll_interval_s: float
+
+
+class FollowerProcess:
+    """The life of the follower: poll, tell, wait."""
+
+    def __init__(self, settings: FollowerSettings, channel: Channel) -> None:
+        self._settings = settings
+        self._channel = channel
+        self._registry = CollectorRegistry()
+        self._metrics = FollowerMetrics(self._registry)
+        self._follower = Follower(settings.registry, settings.data_dir / "replica", wall=time.time)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
+        self._stop = asyncio.Event()
+        self._said = ""
+        self._counted_at = -_COUNT_EVERY_S
+        self._counting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._counting.set_result(None)
+
+    async def run(self) -> None:
+        """Follow until `stop`."""
+        loop = asyncio.get_running_loop()
+        generation = await loop.run_in_executor(self._thread, self._follower.open)
+        if generation is not None:
+            self._channel.notify(Published(str(generation), self._follower.status.sequence))
+        wait_s = 0.0
+        while not self._stop.is_set():
+            wait_s = await self._poll(wait_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), wait_s)
+        self._counting.cancel()
+        await loop.run_in_executor(self._thread, self._follower.close)
+        self._thread.shutdown(wait=False)
+
+    def stop(self) -> None:
+        """Let `run` return after the poll under way."""
+        self._stop.set()
+
+    async def handle(self, message: Message) -> Message | None:
+        """What the supervisor says."""
+        match message:
+            case Collect():
+                return self.metrics()
+            case CheckReaders():
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._follower.reader_check)
+            case Drain():
+                self.stop()
+            case _:
+                raise AssertionError(f"a follower is not told {type(message).__name__}")
+        return None
+
+    def metrics(self) -> Metrics:
+        """All metrics of this process as they are now."""
+        status = self._follower.status
+        self._metrics.revision.set(status.sequence)
+        if status.polled_at:
+            self._metrics.age.set(max(0.0, time.time() - status.polled_at))
+        return Metrics(snapshot(self._registry))
+
+    async def _poll(self, waited_s: float) -> float:
+        """One poll; seconds until the next."""
+        loop = asyncio.get_running_loop()
+        polling = loop.run_in_executor(self._thread, self._follower.poll)
+        try:
+            while not (await asyncio.wait({polling}, timeout=_PROGRESS_EVERY_S))[0]:
+                self._tell_progress()
+            for notice in polling.result():
+                self._channel.notify(notice)
+        except RegistryError as exc:
+            self._tell("mismatch" if isinstance(exc, RegistryMismatch) else "away", str(exc))
+            return min(max(waited_s * 2, self._settings.registry.poll_interval_s), _RETRY_MAX_S)
+        self._tell("following", "")
+        if loop.time() - self._counted_at >= _COUNT_EVERY_S and self._counting.done():
+            self._counted_at = loop.time()
+            self._counting = loop.create_task(self._count_credentials())
+        return 0.0 if self._follower.behind else self._settings.registry.poll_interval_s
+
+    async def _count_credentials(self) -> None:
+        """Refresh the gauge, once a minute: it is never counted at a scrape."""
+        with contextlib.suppress(RegistryError):  # the next poll meets it, too, and tells
+            counts = await asyncio.to_thread(self._follower.credential_states)
+            for state, count in counts.items():
+                self._metrics.credentials.labels(state).set(count)
+
+    def _tell_progress(self) -> None:
+        progress = self._follower.progress
+        if progress is not None:
+            self._tell(
+                "copying", f"copying the registry: {progress.copied:,} of {progress.total:,} credentials"
+            )
+
+    def _tell(self, state: str, detail: str) -> None:
+        """Tell the supervisor how things stand, and log what is new."""
+        status = self._follower.status
+        self._channel.notify(FollowerStatus(state, detail, status.sequence, status.polled_at))
+        if (said := f"{state} {detail}") == self._said:
+            return
+        if state in ("away", "mismatch"):
+            log.warning(
+                "registry_unusable",
+                state=state,
+                reason=detail,
+                note="devices go on as the replica knows them",
+            )
+        elif state == "copying":
+            log.info("replica_copying", progress=detail)
+        elif self._said.startswith(("away", "mismatch")):
+            log.info("registry_back", sequence=status.sequence)
+        self._said = said
+
+
+async def _main(control_fd: int) -> None:
+    channel = await Channel.over(socket.socket(fileno=control_fd))
+    configuration = await channel.receive_first()
+    assert isinstance(configuration, Configure)
+    settings = FollowerSettings.model_validate_json(configuration.settings)
+    setup(settings.log, process="follower")
+    process = FollowerProcess(settings, channel)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, process.stop)
+    channel.handler = process.handle
+    serving = loop.create_task(channel.serve())
+    serving.add_done_callback(lambda _: process.stop())  # the supervisor is gone
+    try:
+        await process.run()
+    finally:
+        channel.notify(process.metrics())
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        await channel.finish()
+
+
+def main() -> None:
+    """Entry point of the process."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole terminal; the supervisor answers it
+    run(_main(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

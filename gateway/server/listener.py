@@ -1,0 +1,62 @@
+"""A listener as a worker has it: which realm and which contexts a hello gets, and what is counted."""
+
+from collections.abc import Callable
+
+from gateway.registry.records import RealmRecord
+from gateway.server.lookup import DeviceLookup
+from gateway.server.settings import ListenerSettings
+from gateway.telemetry.metrics import Outcome, WorkerMetrics
+from gateway.tls.contexts import ContextStore, RealmContexts
+from gateway.tls.profiles import ProfileName
+
+__all__ = ["Listener"]
+
+
+class Listener:
+    """One address that devices connect to. `alpn` are the protocols that its routes ask for, best first."""
+
+    def __init__(
+        self,
+        settings: ListenerSettings,
+        alpn: tuple[bytes, ...],
+        lookup: DeviceLookup,
+        contexts: ContextStore,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self.name = settings.name
+        self.connections = 0
+        self._settings = settings
+        self._profile = ProfileName(settings.profile)
+        self._lookup = lookup
+        self._contexts = contexts
+        self._alpn = alpn
+        self._handshakes = metrics.handshakes
+        self._bound: dict[tuple[Outcome, str, str], Callable[[], None]] = {}
+        self.observe_handshake = metrics.handshake_duration.observe
+        metrics.connections.labels(settings.name).set_function(lambda: self.connections)
+
+    def realm_for(self, server_name: str | None) -> RealmRecord | None:
+        """The realm of a hello, by its SNI; None while the configured realm does not exist."""
+        name = self._settings.realm
+        if server_name is not None and self._settings.realms_by_sni:
+            name = self._settings.realms_by_sni.get(server_name, name)
+        return self._lookup.realms.get(name)
+
+    def contexts_for(self, server_name: str | None) -> RealmContexts:
+        """The contexts of that realm; without a realm, those without a hint, where every identity is unknown."""
+        realm = self.realm_for(server_name)
+        return self._contexts.contexts(self._profile, None if realm is None else realm.hint, self._alpn)
+
+    def realm_of(self, realm_id: int) -> str:
+        """The name of a realm that a device was found in."""
+        return self._lookup.realm_names[realm_id]
+
+    def count_handshake(self, outcome: Outcome, tls_version: str, cipher: str) -> None:
+        """Count one handshake that ended."""
+        key = (outcome, tls_version, cipher)
+        count = self._bound.get(key)
+        if count is None:
+            count = self._bound[key] = self._handshakes.labels(
+                self.name, outcome.value, tls_version, cipher
+            ).inc
+        count()

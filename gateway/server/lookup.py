@@ -1,0 +1,207 @@
+"""Who is it? From an offered identity to a key: the device's own, or a decoy.
+
+One per worker. It reads the replica that the follower writes, opens the sealed key for this one handshake, and evaluates
+what may refuse the device: switched off, revoked, outside its window or its networks. Whatever the reason, an identity
+that is refused gets a decoy key, and its handshake fails exactly as one with a wrong key does; only the outcome that
+goes to log and metrics knows better.
+"""
+
+import dataclasses
+import hmac
+import ipaddress
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from gateway.errors import RegistryMismatch
+from gateway.registry.identities import is_identity
+from gateway.registry.notices import Overlay
+from gateway.registry.records import CredentialRecord, RealmRecord, identity_key
+from gateway.registry.replica import ReplicaReader
+from gateway.registry.sealing import Sealer, credential_context, secret_context
+from gateway.telemetry.metrics import Lookup, Outcome, WorkerMetrics
+from gateway.tls.session import PskChoice
+from gateway.wire.client_hello import OfferedPsk
+
+__all__ = ["DeviceLookup", "Resolution", "refusal"]
+
+log = structlog.get_logger()
+
+_IDENTITIES_MAX: Final = 8
+"""How many offered identities are looked at. Devices offer one, or a ticket and one; a hello has room for a thousand."""
+_DIGEST_BYTES: Final = {"sha256": 32, "sha384": 48}
+
+
+@dataclasses.dataclass(slots=True)
+class Resolution(PskChoice):
+    """A key for one handshake. `record` is the device's when `outcome` is OK; otherwise the key is a decoy."""
+
+    outcome: Outcome
+    record: CredentialRecord | None
+
+
+def refusal(record: CredentialRecord, address: str, now: float) -> Outcome:
+    """Why a device with this record may not connect from `address` at Unix time `now`; OK when it may."""
+    if record.disabled:
+        return Outcome.DISABLED
+    if record.revoked:
+        return Outcome.REVOKED
+    if record.not_before is not None and now < record.not_before:
+        return Outcome.NOT_YET_VALID
+    if record.not_after is not None and now >= record.not_after:
+        return Outcome.EXPIRED
+    if record.networks and not _is_within(address, record.networks):
+        return Outcome.ADDRESS_REFUSED
+    return Outcome.OK
+
+
+def _is_within(address: str, networks: Iterable[str]) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
+    return any(parsed in ipaddress.ip_network(network) for network in networks)
+
+
+class DeviceLookup:
+    """The replica as a worker reads it. Nothing works before the first `publish`."""
+
+    def __init__(self, sealer: Sealer, metrics: WorkerMetrics) -> None:
+        self._sealer = sealer
+        self._observe_duration = metrics.lookup_duration.observe
+        self._count_found = metrics.lookups.labels(Lookup.FOUND.value).inc
+        self._count_unknown = metrics.lookups.labels(Lookup.UNKNOWN.value).inc
+        self._count_damaged = metrics.lookups.labels(Lookup.DAMAGED.value).inc
+        self._reader: ReplicaReader | None = None
+        self._realms: dict[str, RealmRecord] = {}
+        self._realm_names: dict[int, str] = {}
+        self._decoy_secret = b""
+        self._overlay: Overlay = {}
+        self._damaged = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a replica is open."""
+        return self._reader is not None
+
+    @property
+    def realms(self) -> dict[str, RealmRecord]:
+        """All realms by name."""
+        return self._realms
+
+    @property
+    def realm_names(self) -> dict[int, str]:
+        """Names of all realms by id."""
+        return self._realm_names
+
+    def publish(self, generation: Path) -> None:
+        """Read from this generation of the replica from now on. Raises RegistryError and keeps the old one."""
+        reader = ReplicaReader.open(generation)
+        try:
+            meta = reader.meta()
+            assert meta is not None
+            secret = self._sealer.open(meta.secrets["decoy"], secret_context("decoy"))
+        except BaseException:
+            reader.close()
+            raise
+        old, self._reader = self._reader, reader
+        if old is not None:
+            old.close()
+        self._decoy_secret = secret
+        self._overlay.clear()
+        self._damaged = 0
+        self.reload_realms()
+
+    def reload_realms(self) -> None:
+        """Read the realms again, after they changed."""
+        assert self._reader is not None
+        realms = self._reader.realms()
+        self._realms = {realm.name: realm for realm in realms}
+        self._realm_names = {realm.id: realm.name for realm in realms}
+
+    def replace_overlay(self, records: Overlay) -> None:
+        """What stands above the replica while it cannot be written, by `identity_key`; None: not there any more."""
+        self._overlay = records
+
+    def close(self) -> None:
+        """Close the replica."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def record(self, realm_id: int, identity: bytes) -> CredentialRecord | None:
+        """What the registry says of an identity, None when it is not there (or its record does not parse)."""
+        assert self._reader is not None
+        if self._overlay:
+            key = identity_key(realm_id, identity)
+            if key in self._overlay:
+                return self._overlay[key]
+        started = time.perf_counter()
+        record = self._reader.credential(realm_id, identity)
+        self._observe_duration(time.perf_counter() - started)
+        if record is not None:
+            self._count_found()
+        elif self._reader.damaged == self._damaged:
+            self._count_unknown()
+        else:
+            self._damaged = self._reader.damaged
+            self._count_damaged()
+            log.error("replica_record_damaged", realm=realm_id, identity=identity.decode("utf-8", "replace"))
+        return record
+
+    def resolve(
+        self, realm: RealmRecord | None, offered: Sequence[OfferedPsk], address: str, now: float
+    ) -> Resolution | None:
+        """The first offered identity that may connect, else a decoy, else None when nothing offered can be an identity.
+
+        A client that resumes offers its ticket beside its identity (and OpenSSL has sent it one whatever we say), so a
+        decoy goes only to what can be an identity, and only when none of the offered is known: a decoy for the ticket
+        would lock that client out.
+        """
+        offered = offered[:_IDENTITIES_MAX]
+        refused: Resolution | None = None
+        for psk in offered:
+            identity = psk.identity
+            if realm is None or not is_identity(identity):
+                continue
+            record = self.record(realm.id, identity)
+            if record is None:
+                continue
+            outcome = refusal(record, address, now)
+            if psk.binder_length and psk.binder_length != _DIGEST_BYTES[record.hash]:
+                outcome = Outcome.UNKNOWN_IDENTITY
+            if outcome is Outcome.OK:
+                key = self._open(record, identity)
+                if key is not None:
+                    return Resolution(identity, key, record.hash, Outcome.OK, record)
+                outcome = Outcome.UNKNOWN_IDENTITY
+            if refused is None:
+                refused = self._decoy(realm, psk, outcome)
+        if refused is not None:
+            return refused
+        for psk in offered:
+            # In TLS 1.2 there is one identity and no ticket in its place: whatever it is, it fails like a wrong key.
+            if not psk.binder_length or is_identity(psk.identity):
+                return self._decoy(realm, psk, Outcome.UNKNOWN_IDENTITY)
+        return None
+
+    def _decoy(self, realm: RealmRecord | None, psk: OfferedPsk, outcome: Outcome) -> Resolution:
+        """A key that nobody knows, always the same for an identity, of the hash that the binder's length tells."""
+        key = hmac.digest(
+            self._decoy_secret, identity_key(0 if realm is None else realm.id, psk.identity), "sha256"
+        )
+        hash_name = "sha384" if psk.binder_length == _DIGEST_BYTES["sha384"] else "sha256"
+        return Resolution(psk.identity, key, hash_name, outcome, None)
+
+    def _open(self, record: CredentialRecord, identity: bytes) -> bytes | None:
+        try:
+            return self._sealer.open(record.sealed_key, credential_context(record.realm_id, identity))
+        except RegistryMismatch as exc:
+            self._count_damaged()
+            log.error("sealed_key_unusable", device=record.device, reason=str(exc))
+            return None

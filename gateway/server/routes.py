@@ -1,0 +1,207 @@
+"""Routes as a worker runs them: the backend's own connection, the metrics, and a session's way in."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from gateway.errors import BackendUnavailable
+from gateway.forward.backends import SINKS
+from gateway.forward.backends.tcp import TcpBackend, TcpSettings
+from gateway.forward.delivery import Attempt, DirectDelivery
+from gateway.forward.framed import FramedSession
+from gateway.forward.relay import Relay
+from gateway.forward.route import Route, RouteTable
+from gateway.forward.session import DeviceEnd, DeviceInfo, RouteSession
+from gateway.telemetry.metrics import WorkerMetrics
+from gateway.wire.framing import LineDecoder, Reason
+
+__all__ = ["LiveRoute", "LiveRoutes", "Spawn"]
+
+log = structlog.get_logger()
+
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+"""Runs a coroutine as a task that the worker owns."""
+
+
+class LiveRoute:
+    """One route of one worker."""
+
+    is_framed = False
+
+    def __init__(self, route: Route, metrics: WorkerMetrics) -> None:
+        self.name: Final = route.name
+        self.count_received_bytes = metrics.received_bytes.labels(route.name).inc
+        self.count_sent_bytes = metrics.sent_bytes.labels(route.name).inc
+        self._observe_ok = metrics.backend_duration.labels(route.backend, "ok").observe
+        self._observe_error = metrics.backend_duration.labels(route.backend, "error").observe
+        self._backend_name = route.backend
+        self._is_away = False
+
+    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:
+        """A session whose handshake is done."""
+        raise NotImplementedError
+
+    async def open(self) -> None:
+        """Get the backend ready. A backend that is away is no error: sessions find it when it is back."""
+
+    async def close(self) -> None:
+        """Deliver what is pending and let go."""
+
+    def _backend_tried(self, duration_s: float, error: Exception | None) -> None:
+        """Count a try, and log when the backend goes away or comes back: once, not per message."""
+        if error is None:
+            self._observe_ok(duration_s)
+            if self._is_away:
+                self._is_away = False
+                log.info("backend_back", backend=self._backend_name, route=self.name)
+            return
+        self._observe_error(duration_s)
+        if not self._is_away:
+            self._is_away = True
+            log.warning("backend_away", backend=self._backend_name, route=self.name, reason=str(error))
+
+
+class StreamRoute(LiveRoute):
+    """Bytes to a TCP service, one connection for each session."""
+
+    def __init__(self, route: Route, settings: TcpSettings, metrics: WorkerMetrics, spawn: Spawn) -> None:
+        super().__init__(route, metrics)
+        self._backend = TcpBackend(route.backend, settings)
+        self._spawn = spawn
+
+    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:  # noqa: ARG002 - bytes carry no identity
+        """Connect to the service at once: it may speak first."""
+        relay = Relay(device, self)
+        relay.connecting = self._spawn(relay.connect(self._backend))
+        return relay
+
+    def backend_connected(self, duration_s: float) -> None:
+        """The service took a connection."""
+        self._backend_tried(duration_s, None)
+
+    def backend_failed(self, duration_s: float, error: BackendUnavailable) -> None:
+        """It did not."""
+        self._backend_tried(duration_s, error)
+
+
+class FramedRoute(LiveRoute):
+    """Messages to a sink, shared by all sessions of the worker."""
+
+    is_framed = True
+
+    def __init__(
+        self,
+        route: Route,
+        metrics: WorkerMetrics,
+        spawn: Spawn,
+        *,
+        message_bytes_max: int,
+        stdout_lock: Path,
+        soon: Callable[[Callable[[], None]], object],
+    ) -> None:
+        super().__init__(route, metrics)
+        sink = SINKS[route.backend_settings.kind](
+            route.backend, route.backend_settings, route.content_type, stdout_lock
+        )
+        self._delivery = DirectDelivery(sink, on_attempt=self._attempted)
+        self._route = route
+        self._spawn = spawn
+        self._soon = soon
+        self._message_bytes_max = message_bytes_max
+        self.received = metrics.messages_received.labels(route.name).inc
+        self._count_delivered = metrics.messages_delivered.labels(route.name, route.backend).inc
+        self._rejected = {
+            reason: metrics.messages_rejected.labels(route.name, reason.value).inc for reason in Reason
+        }
+
+    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:
+        """Take the device's frames."""
+        return FramedSession(
+            device,
+            info,
+            LineDecoder(self._message_bytes_max),
+            self._delivery,
+            self,
+            kind=self._route.payload_kind,
+            ack=self._route.ack,
+            wall=time.time,
+            soon=self._soon,
+        )
+
+    async def open(self) -> None:
+        """Open the sink and begin to deliver."""
+        try:
+            await self._delivery.open()
+        except BackendUnavailable as exc:
+            self._backend_tried(0.0, exc)
+        self._spawn(self._delivery.run())
+
+    async def close(self) -> None:
+        """Deliver what is pending, close the sink."""
+        await self._delivery.aclose()
+
+    def rejected(self, reason: Reason) -> None:
+        """Count a refused frame."""
+        self._rejected[reason]()
+
+    def _attempted(self, attempt: Attempt) -> None:
+        self._backend_tried(attempt.duration_s, attempt.error)
+        if attempt.error is None:
+            self._count_delivered(attempt.messages)
+
+
+class LiveRoutes:
+    """All routes of a worker."""
+
+    def __init__(
+        self,
+        table: RouteTable,
+        metrics: WorkerMetrics,
+        spawn: Spawn,
+        *,
+        message_bytes_max: int,
+        stdout_lock: Path,
+        soon: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self._table = table
+        self._live: dict[str, LiveRoute] = {}
+        for route in table.routes:
+            if isinstance(route.backend_settings, TcpSettings):
+                self._live[route.name] = StreamRoute(route, route.backend_settings, metrics, spawn)
+            else:
+                self._live[route.name] = FramedRoute(
+                    route,
+                    metrics,
+                    spawn,
+                    message_bytes_max=message_bytes_max,
+                    stdout_lock=stdout_lock,
+                    soon=soon,
+                )
+        self.alpn: Final = tuple(name.encode("ascii") for name in table.alpn_names)
+
+    def choose(
+        self, listener: str, realm: str, group: str | None, identity: str, alpn: bytes
+    ) -> LiveRoute | None:
+        """The route of a session, or None: then it is refused."""
+        route = self._table.choose(
+            listener=listener,
+            realm=realm,
+            group=group,
+            identity=identity,
+            alpn=alpn.decode("latin-1") or None,
+        )
+        return None if route is None else self._live[route.name]
+
+    async def open(self) -> None:
+        """Open every route."""
+        for route in self._live.values():
+            await route.open()
+
+    async def close(self) -> None:
+        """Close every route, delivering what is pending."""
+        for route in self._live.values():
+            await route.close()

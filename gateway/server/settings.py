@@ -1,0 +1,257 @@
+"""The settings of one node: its processes, its limits, its listeners and its admin endpoint.
+
+Only what works is accepted. A key of a later version is refused like any unknown key, so that no setting is
+ever silently without effect.
+"""
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StringConstraints,
+    ValidationInfo,
+)
+
+__all__ = ["Address", "AdminSettings", "BindAddress", "LimitsSettings", "ListenerSettings", "NodeSettings"]
+
+PORT_MAX = 0xFFFF
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host (name, IPv4 or IPv6 without brackets) and a TCP port. Port 0 asks the kernel for a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `host:port` or `[v6]:port`; raises ValueError with what to write instead."""
+        host, colon, port = text.rpartition(":")
+        if not colon:
+            raise ValueError(f"{text!r} has no port, write host:port, for example 0.0.0.0:8883")
+        if not (port.isascii() and port.isdecimal() and int(port) <= PORT_MAX):
+            raise ValueError(
+                f"{port!r} is not a port, write a number from 0 to {PORT_MAX} after the last colon"
+            )
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+            _require_ipv6(host)
+        elif ":" in host:
+            raise ValueError(f"an IPv6 address stands in brackets, write [{host}]:{port}")
+        if not host:
+            raise ValueError(
+                f"the host is missing, write 0.0.0.0:{port} for every IPv4 address or [::]:{port}"
+            )
+        if any(character.isspace() or character in "/[]" for character in host):
+            raise ValueError(f"{host!r} is not a host name or address")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _require_ipv6(host: str) -> None:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        raise ValueError(f"{host!r} in brackets is not an IPv6 address") from None
+
+
+def _address(value: object) -> Address:
+    if isinstance(value, Address):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be a text as host:port")  # noqa: TRY004 -- pydantic reports ValueError, not TypeError
+    return Address.parse(value)
+
+
+BindAddress = Annotated[Address, PlainValidator(_address), PlainSerializer(str, return_type=str)]
+"""`host:port` in the file, an Address in the program."""
+
+Name = Annotated[
+    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", strict=True)
+]
+"""A name that stands in log lines, metric labels and environment variables."""
+
+RealmName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+def _server_name(value: str) -> str:
+    # RFC 6066 section 3: a DNS host name without a trailing dot, compared without regard to case.
+    name = value.lower()
+    if not name or name.endswith(".") or not name.isascii() or any(character.isspace() for character in name):
+        raise ValueError(f"{value!r} is not a server name: write an ASCII host name without a trailing dot")
+    return name
+
+
+ServerName = Annotated[str, AfterValidator(_server_name)]
+
+
+def _resolve_path(path: Path, info: ValidationInfo) -> Path:
+    base = info.context.get("base", ".") if isinstance(info.context, dict) else "."
+    return (Path(base) / path).absolute()
+
+
+FolderPath = Annotated[Path, AfterValidator(_resolve_path)]
+"""A path that is relative to the folder of gateway.toml, `base` in the context of validation."""
+
+
+class Settings(BaseModel):
+    """What all settings of a node share: they never change, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class NodeSettings(Settings):
+    """`[node]`: the machine's view of the gateway."""
+
+    name: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        max_length=255,
+        description="Name of this node in logs and in the registry. Default: the host name.",
+    )
+    workers: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=256,
+            description="Worker processes; 0 means one per core. One is the easiest to watch and serves thousands "
+            "of devices.",
+        ),
+    ] = 1
+    data_dir: Annotated[
+        FolderPath,
+        Field(
+            description="Folder of the replica and the control socket. It may be deleted while the gateway is "
+            "stopped: the replica is copied anew."
+        ),
+    ] = Path("data")
+    drain_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=HOUR_S,
+            allow_inf_nan=False,
+            description="Seconds that live sessions have to end after SIGTERM. Ten fit into the 90 s that systemd "
+            "and the 30 s that Kubernetes wait before they kill.",
+        ),
+    ] = 10.0
+
+
+class LimitsSettings(Settings):
+    """`[limits]`: bounds of one node, shared by its workers."""
+
+    connections: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="Open connections, handshaking ones included. 20,000 idle sessions hold about half a "
+            "gigabyte, and a stream session takes two file descriptors.",
+        ),
+    ] = 20_000
+    connections_per_address: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="Open connections from one address. A whole site stands behind one NAT address, so thousands "
+            "are normal; half of the default of `connections` keeps one address from taking everything.",
+        ),
+    ] = 10_000
+    handshakes_in_flight: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=100_000,
+            description="Handshakes between the complete ClientHello and the end. 2,000 at a round trip of 200 ms are "
+            "10,000 handshakes a second, about what one core computes; each holds up to 60 KB meanwhile.",
+        ),
+    ] = 2_000
+    handshake_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=HOUR_S,
+            allow_inf_nan=False,
+            description="Seconds from the accepted connection to the finished handshake. Ten let a device on a bad "
+            "radio link repeat a lost packet three times.",
+        ),
+    ] = 10.0
+    first_message_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=24 * HOUR_S,
+            allow_inf_nan=False,
+            description="Seconds from the finished handshake to the first byte of the device, on framed routes.",
+        ),
+    ] = 60.0
+    idle_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=31 * 24 * HOUR_S,
+            allow_inf_nan=False,
+            description="Seconds without a byte in either direction after which a session is closed. An hour outlives "
+            "the usual keep-alive and reporting intervals, and still frees what a lost device holds.",
+        ),
+    ] = HOUR_S
+    message_bytes_max: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=16 * 1024 * 1024,
+            description="Largest payload of one message on a framed route, in bytes. A longer frame is refused with "
+            "`too_long`. 64 KiB is far above what devices of this kind hold in memory.",
+        ),
+    ] = 65_536
+
+
+class AdminSettings(Settings):
+    """`[admin]`: where /metrics, /healthz and /readyz are served, in plain HTTP."""
+
+    bind: Annotated[
+        BindAddress,
+        Field(
+            description="Address of the admin endpoint. It has no password, so the default is this host alone."
+        ),
+    ] = Address("127.0.0.1", 9464)
+
+
+Profile = Literal["modern", "compatible"]
+
+
+class ListenerSettings(Settings):
+    """`[[listeners]]`: one address that devices connect to."""
+
+    name: Annotated[Name, Field(description="Name of the listener, the label `listener` of its metrics.")]
+    bind: Annotated[
+        BindAddress,
+        Field(description="Address to listen on, as host:port or [v6]:port. Port 0 takes a free one."),
+    ]
+    realm: Annotated[
+        RealmName, Field(description="Realm of the devices that send no server name, or one not listed.")
+    ] = "default"
+    profile: Annotated[
+        Profile,
+        Field(
+            description="Cipher suites on offer. `modern`: only with forward secrecy. `compatible`: also plain PSK, "
+            "which is all that many small devices have, and last AES-CBC."
+        ),
+    ] = "compatible"
+    realms_by_sni: dict[ServerName, RealmName] = Field(
+        default_factory=dict, description="Realm by the server name (SNI) that a device sends."
+    )

@@ -1,0 +1,292 @@
+"""A worker process: accepts devices and serves them until it is told to drain, or until the supervisor is gone.
+
+Started by the supervisor as `python -m gateway.server.worker FD`, where FD is its end of the control channel; the first
+message configures it. It owns its listeners, look-up, routes and sessions, and touches nothing that another process
+owns: it reads the replica, and never the registry.
+"""
+
+import asyncio
+import contextlib
+import gc
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel, ConfigDict
+
+from gateway.errors import ControlError, RegistryError
+from gateway.forward.route import RouteTable
+from gateway.forward.settings import BackendSettings, RouteSettings
+from gateway.registry.notices import Changed, Published
+from gateway.registry.sealing import MasterKey, Sealer
+from gateway.server.connection import DeviceConnection, Services
+from gateway.server.control import (
+    Channel,
+    Collect,
+    Configure,
+    Done,
+    Drain,
+    Kick,
+    ListSessions,
+    Message,
+    Metrics,
+    Sessions,
+)
+from gateway.server.deadlines import TICK_S, Deadlines
+from gateway.server.limits import ConnectionLimits
+from gateway.server.listener import Listener
+from gateway.server.lookup import DeviceLookup, refusal
+from gateway.server.loop import run
+from gateway.server.routes import LiveRoutes
+from gateway.server.sessions import SessionIndex
+from gateway.server.settings import LimitsSettings, ListenerSettings
+from gateway.telemetry.aggregate import snapshot
+from gateway.telemetry.logs import LogSettings, setup
+from gateway.telemetry.metrics import Outcome, WorkerMetrics
+from gateway.tls.contexts import ContextStore
+
+__all__ = ["Worker", "WorkerSettings"]
+
+log = structlog.get_logger()
+
+BACKLOG: Final = 4096
+"""Connections that the kernel completes and keeps while the worker is busy (bounded by net.core.somaxconn)."""
+
+
+class WorkerSettings(BaseModel):
+    """What of the configuration a worker needs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    log: LogSettings
+    data_dir: Path
+    drain_s: float
+    master_key_file: Path
+    limits: LimitsSettings
+    listeners: tuple[ListenerSettings, ...]
+    routes: tuple[RouteSettings, ...]
+    backends: dict[str, BackendSettings]
+
+
+class Worker:
+    """All of one worker. `serve` is its life."""
+
+    def __init__(
+        self, settings: WorkerSettings, number: int, workers: int, sockets: dict[str, list[int]]
+    ) -> None:
+        self._settings = settings
+        self._number = number
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._registry = CollectorRegistry()
+        self._sockets = {
+            name: [socket.socket(fileno=number) for number in numbers] for name, numbers in sockets.items()
+        }
+        metrics = WorkerMetrics(self._registry)
+        self._observe_revocation = metrics.revocation.observe
+        self._lookup = DeviceLookup(Sealer([MasterKey.from_file(settings.master_key_file)]), metrics)
+        self._contexts = ContextStore()
+        self._routes = LiveRoutes(
+            RouteTable(settings.routes, settings.backends),
+            metrics,
+            self._spawn,
+            message_bytes_max=settings.limits.message_bytes_max,
+            stdout_lock=settings.data_dir / "stdout.lock",
+            soon=self._loop.call_soon,
+        )
+        self._sessions: SessionIndex[DeviceConnection] = SessionIndex()
+        self._deadlines: Deadlines[DeviceConnection] = Deadlines(self._loop.time())
+        self._services = Services(
+            settings=settings.limits,
+            now=self._loop.time,
+            wall=time.time,
+            limits=ConnectionLimits(settings.limits, workers),
+            deadlines=self._deadlines,
+            lookup=self._lookup,
+            routes=self._routes,
+            sessions=self._sessions,
+        )
+        self._listeners = [
+            Listener(listener, self._routes.alpn, self._lookup, self._contexts, metrics)
+            for listener in settings.listeners
+        ]
+        self._servers: list[asyncio.Server] = []
+        self._draining = asyncio.Event()
+        self._drain_s = settings.drain_s
+
+    async def serve(self) -> None:
+        """Serve until `drain` is called, then end every session and return."""
+        await self._routes.open()
+        self._tick()
+        await self._draining.wait()
+        await self._drain()
+
+    def drain(self, drain_s: float) -> None:
+        """Stop accepting and let `serve` return within `drain_s` seconds."""
+        self._drain_s = drain_s
+        self._draining.set()
+
+    async def handle(self, message: Message) -> Message | None:
+        """What the supervisor says."""
+        match message:
+            case Published():
+                await self._publish(Path(message.path))
+            case Changed():
+                self._registry_changed(message)
+            case Collect():
+                return self.metrics()
+            case ListSessions():
+                found = self._sessions.named(message.realm, message.device)
+                return Sessions([session.describe() for session in found])
+            case Kick():
+                found = self._sessions.named(message.realm, message.device)
+                for session in found:
+                    session.stop("kicked")
+                return Done(len(found))
+            case Drain():
+                self.drain(message.drain_s)
+            case _:
+                raise AssertionError(f"a worker is not told {type(message).__name__}")
+        return None
+
+    def metrics(self) -> Metrics:
+        """All metrics of this process as they are now."""
+        return Metrics(snapshot(self._registry))
+
+    # Registry
+
+    async def _publish(self, generation: Path) -> None:
+        try:
+            self._lookup.publish(generation)
+        except RegistryError as exc:
+            raise ControlError(str(exc)) from exc
+        self._contexts.keep_hints(realm.hint for realm in self._lookup.realms.values())
+        self._check_sessions(self._sessions, None)
+        if not self._servers and not self._draining.is_set():
+            await self._accept()
+
+    def _registry_changed(self, change: Changed) -> None:
+        if not self._lookup.is_ready:
+            return
+        self._lookup.replace_overlay(change.overlay)
+        if change.realms:
+            self._lookup.reload_realms()
+            self._contexts.keep_hints(realm.hint for realm in self._lookup.realms.values())
+        self._check_sessions(self._sessions.of_devices(change.devices), change.committed_at)
+
+    def _check_sessions(self, sessions: Iterable[DeviceConnection], committed_at: float | None) -> None:
+        """Evaluate again what let these devices in, and stop those that would not come in now."""
+        now = time.time()
+        for session in sessions:
+            record = self._lookup.record(session.realm_id, session.identity.encode("utf-8"))
+            if record is None or record.credential_id != session.credential_id:
+                reason = "removed"
+            elif (outcome := refusal(record, session.address, now)) is not Outcome.OK:
+                reason = outcome.value
+            else:
+                continue
+            session.stop(reason)
+            if committed_at is not None:
+                self._observe_revocation(max(0.0, time.time() - committed_at))
+
+    # Accepting
+
+    async def _accept(self) -> None:
+        """Begin to accept, each listener on this worker's own socket."""
+        for listener in self._listeners:
+            server = await self._loop.create_server(
+                self._factory(listener), sock=self._sockets[listener.name][self._number], backlog=BACKLOG
+            )
+            self._servers.append(server)
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not look at it again
+        log.debug("accepting", worker=self._number)
+
+    def _factory(self, listener: Listener) -> Any:
+        services = self._services
+        return lambda: DeviceConnection(listener, services)
+
+    # Time
+
+    def _tick(self) -> None:
+        for connection in self._deadlines.expired(self._loop.time()):
+            connection.deadline_passed()
+            if connection.phase is not connection.phase.GONE:
+                self._deadlines.add(connection)
+        self._loop.call_later(TICK_S, self._tick)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            log.error("task_failed", exc_info=exc)
+
+    # The end
+
+    async def _drain(self) -> None:
+        deadline = self._loop.time() + self._drain_s
+        for server in self._servers:
+            server.close()
+        for socks in self._sockets.values():
+            for sock in socks:
+                sock.close()
+        for connection in self._deadlines:
+            connection.stop("the gateway stops")
+        while any(True for _ in self._deadlines) and self._loop.time() < deadline:  # noqa: ASYNC110 - thousands end at once
+            await asyncio.sleep(TICK_S / 5)
+        try:
+            async with asyncio.timeout_at(max(deadline, self._loop.time() + 1)):
+                await self._routes.close()
+        except TimeoutError:
+            log.warning("drain_incomplete", reason="a backend did not take everything in time")
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)
+        self._lookup.close()
+
+
+async def _main(control_fd: int) -> None:
+    """Wait for the configuration, serve, say good-bye with the last metrics."""
+    channel = await Channel.over(socket.socket(fileno=control_fd))
+    configuration = await channel.receive_first()
+    assert isinstance(configuration, Configure)
+    settings = WorkerSettings.model_validate_json(configuration.settings)
+    setup(settings.log, process=f"worker-{configuration.worker}")
+    worker = Worker(settings, configuration.worker, configuration.workers, configuration.sockets)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, worker.drain, settings.drain_s)
+    channel.handler = worker.handle
+    serving = loop.create_task(channel.serve())
+    serving.add_done_callback(lambda _: worker.drain(settings.drain_s))  # the supervisor is gone
+    try:
+        await worker.serve()
+    finally:
+        channel.notify(worker.metrics())
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        await channel.finish()
+
+
+def main() -> None:
+    """Entry point of the process."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole terminal; the supervisor answers it
+    run(_main(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()
