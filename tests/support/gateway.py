@@ -1,0 +1,257 @@
+"""A real gateway: `gatewayctl init`, a configuration, `gatewayctl run` as a process of its own, on ephemeral ports."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prometheus_client.parser import text_string_to_metric_families
+
+__all__ = ["Device", "Gateway", "gatewayctl", "new_gateway", "running", "wait_for"]
+
+START_S = 30
+STOP_S = 20
+
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], timeout_s: float = 10, what: str = "the condition") -> T:
+    """Poll until `condition` gives something true, and return that."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        time.sleep(0.02)
+
+
+def gatewayctl(*args: object, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:  # noqa: A002 - as subprocess.run has it
+    """Run gatewayctl as a user would."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", *map(str, args)], capture_output=True, text=True, input=input, timeout=60, check=False
+    )
+    assert not check or done.returncode == 0, f"gatewayctl {args}: {done.stderr}"
+    return done
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A registered device."""
+
+    identity: str
+    key: str
+    """hex"""
+
+
+class Gateway:
+    """One gateway in `directory`; `start` and `stop` as often as needed."""
+
+    def __init__(self, directory: Path, *, asyncio_only: bool = False) -> None:
+        self.directory = directory
+        self.config = directory / "gateway.toml"
+        self.log_path = directory / "log.jsonl"
+        self.stdout_path = directory / "stdout"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        if asyncio_only:
+            # An installation without uvloop: a module of that name that cannot be imported.
+            (directory / "without").mkdir(exist_ok=True)
+            (directory / "without" / "uvloop.py").write_text("raise ImportError('not installed')\n")
+            self._environment["PYTHONPATH"] = os.pathsep.join(
+                [str(directory / "without"), *filter(None, [os.environ.get("PYTHONPATH")])]
+            )
+        self._log_start = 0
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it, and wait until it is ready."""
+        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        with self.log_path.open("ab") as log, self.stdout_path.open("ab") as stdout:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gateway", "run", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=log,
+                env=self._environment,
+            )
+        if wait:
+            wait_for(self._is_ready, START_S, f"readiness; log: {self.log_path}")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it with a signal; its exit status."""
+        assert self.process is not None
+        process, self.process = self.process, None
+        process.send_signal(number)
+        try:
+            return process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+    def kill(self) -> None:
+        """End whatever is left of it, at the end of a test."""
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+
+    def events(self, event: str | None = None) -> list[dict[str, Any]]:
+        """Log lines of this start, all or those of one event."""
+        lines = self.log_path.read_bytes()[self._log_start :].splitlines() if self.log_path.exists() else []
+        found = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return [entry for entry in found if event is None or entry["event"] == event]
+
+    def wait_for_event(self, event: str, timeout_s: float = 10, **fields: object) -> dict[str, Any]:
+        """The first log line of this event with these fields."""
+
+        def first() -> dict[str, Any] | None:
+            matching = (e for e in self.events(event) if all(e.get(key) == value for key, value in fields.items()))
+            return next(matching, None)
+
+        found = wait_for(first, timeout_s, f"log event {event} {fields}")
+        assert found is not None
+        return found
+
+    def port(self, listener: str = "tls") -> int:
+        """The port that the kernel gave a listener."""
+        return int(str(self.wait_for_event("listening", listener=listener)["address"]).rpartition(":")[2])
+
+    def http(self, path: str) -> tuple[int, str]:
+        """Status and body of the admin endpoint."""
+        address = self.wait_for_event("admin_listening")["address"]
+        try:
+            with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as exc:
+            return exc.code, exc.read().decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all samples of this name with these labels."""
+        _, text = self.http("/metrics")
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and all(sample.labels.get(key) == value for key, value in labels.items())
+        )
+
+    def ctl(self, command: str, *args: object, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:  # noqa: A002 - as subprocess.run has it
+        """Run gatewayctl on this gateway's configuration."""
+        return gatewayctl(command, "--config", self.config, *args, check=check, input=input)
+
+    def add_device(self, identity: str, *args: object) -> Device:
+        """`gatewayctl add-device`."""
+        shown = json.loads(self.ctl("add-device", "--json", *args, "--", identity).stdout)
+        return Device(shown["identity"], shown["key"])
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """`gatewayctl list-sessions`."""
+        listed = json.loads(self.ctl("list-sessions", "--json").stdout)
+        assert isinstance(listed, list)
+        return listed
+
+    def worker_pids(self) -> list[int]:
+        """Pids of the worker processes."""
+        return self._children("gateway.server.worker")
+
+    def follower_pid(self) -> int:
+        """Pid of the follower process."""
+        (pid,) = self._children("gateway.server.follower")
+        return pid
+
+    def pids(self) -> list[int]:
+        """Pids of all processes of the gateway."""
+        assert self.process is not None
+        return [self.process.pid, *self._children("gateway.server.")]
+
+    def output_events(self) -> list[dict[str, Any]]:
+        """CloudEvents that arrived in the file backend `events.jsonl`."""
+        path = self.directory / "events.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def _children(self, module: str) -> list[int]:
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if module in Path(f"/proc/{pid}/cmdline").read_text()]
+
+    def _is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the gateway ended: {self.log_path.read_text()}"
+        if not self.events("admin_listening"):
+            return False
+        return self.http("/readyz")[0] == 200
+
+
+def new_gateway(
+    directory: Path,
+    *,
+    routes: str = "",
+    backends: str = "",
+    limits: str = "",
+    node: str = "",
+    listener: str = "",
+    registry_url: str = "",
+    asyncio_only: bool = False,
+) -> Gateway:
+    """An initialised gateway on ephemeral ports, not started. TOML pieces replace or add to what `init` wrote.
+
+    Without `routes` there is the one of `init`: lines, text/plain, acknowledged, to events.jsonl.
+    """
+    gatewayctl("init", directory)
+    gateway = Gateway(directory, asyncio_only=asyncio_only)
+    initial = tomllib.loads(gateway.config.read_text())
+    url = registry_url or initial["registry"]["url"]
+    routes = routes or (
+        '[[routes]]\nname = "lines"\nframing = "lines"\ncontent_type = "text/plain"\nack = true\nbackend = "events"\n'
+    )
+    text = f"""
+[node]
+data_dir = "data"
+drain_s = 3
+{node}
+[registry]
+url = "{url}"
+master_key_file = "master.key"
+[limits]
+{limits}
+[admin]
+bind = "127.0.0.1:0"
+[log]
+level = "debug"
+format = "json"
+[[listeners]]
+name = "tls"
+bind = "127.0.0.1:0"
+{listener}
+{routes}
+[backends.events]
+kind = "file"
+path = "events.jsonl"
+{backends}
+"""
+    gateway.config.write_text(re.sub(r"\n+", "\n", text))
+    return gateway
+
+
+@contextlib.contextmanager
+def running(gateway: Gateway) -> Iterator[Gateway]:
+    """Start it, and end it whatever happens."""
+    try:
+        gateway.start()
+        yield gateway
+    finally:
+        gateway.kill()

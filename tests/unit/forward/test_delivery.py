@@ -1,0 +1,266 @@
+import asyncio
+import functools
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from gateway.errors import BackendError, BackendRefused, BackendUnavailable
+from gateway.forward.backends.file import FileBackend, FileSettings
+from gateway.forward.delivery import Attempt, DirectDelivery
+from gateway.forward.message import Message
+from gateway.wire.framing import Reason
+
+DEADLINE_S = 30.0
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    with asyncio.Runner(loop_factory=request.param) as runner:
+        yield lambda test: runner.run(asyncio.wait_for(test, DEADLINE_S))
+
+
+def message(number: int, payload: bytes = b"x") -> Message:
+    return Message("default", "d", "d", None, "session", number, 0.0, payload)
+
+
+class SteeredSink:
+    """A sink whose batches the test sees when they come and ends as it likes."""
+
+    def __init__(self) -> None:
+        self.arrived: asyncio.Queue[list[int]] = asyncio.Queue()
+        self.outcomes: asyncio.Queue[Exception | None] = asyncio.Queue()
+        self.open_calls = self.close_calls = 0
+
+    async def open(self) -> None:
+        self.open_calls += 1
+
+    async def deliver(self, batch: Sequence[Message]) -> None:
+        assert self.close_calls == 0
+        self.arrived.put_nowait([each.sequence for each in batch])
+        outcome = await self.outcomes.get()
+        if outcome is not None:
+            raise outcome
+
+    async def close(self) -> None:
+        self.close_calls += 1
+
+
+class Scene:
+    """A delivery that runs, and everything that it answered, in order."""
+
+    def __init__(self, **settings: int) -> None:
+        self.sink = SteeredSink()
+        self.attempts: list[Attempt] = []
+        self.answers: list[tuple[int, Reason | None]] = []
+        self.delivery = DirectDelivery(self.sink, on_attempt=self.attempts.append, **settings)
+
+    def submit(self, *numbers: int, payload: bytes = b"x") -> None:
+        for number in numbers:
+            self.delivery.submit(message(number, payload), functools.partial(self.answer, number))
+
+    def answer(self, number: int, reason: Reason | None) -> None:
+        self.answers.append((number, reason))
+
+    def end_batch(self, outcome: Exception | None = None) -> None:
+        self.sink.outcomes.put_nowait(outcome)
+
+    async def play(self, scene: Callable[["Scene"], Awaitable[None]]) -> None:
+        await self.delivery.open()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.delivery.run())
+            await scene(self)
+            await self.delivery.aclose()
+        assert self.sink.close_calls == 1
+        assert self.delivery.pending == 0
+
+
+def ok(*numbers: int) -> list[tuple[int, Reason | None]]:
+    return [(number, None) for number in numbers]
+
+
+def test_what_comes_while_a_batch_is_out_is_the_next_batch(run: Run) -> None:
+    async def scene(scene: Scene) -> None:
+        scene.submit(1)
+        assert await scene.sink.arrived.get() == [1]
+        scene.submit(2, 3)
+        scene.submit(4)
+        assert scene.delivery.pending == 4
+        assert scene.answers == []
+        scene.end_batch()
+        assert await scene.sink.arrived.get() == [2, 3, 4]
+        assert scene.answers == ok(1)
+        assert scene.delivery.pending == 3
+        scene.end_batch()
+
+    played = Scene()
+    run(played.play(scene))
+    assert played.answers == ok(1, 2, 3, 4)
+
+
+def test_batches_are_bounded_by_messages(run: Run) -> None:
+    async def scene(scene: Scene) -> None:
+        scene.submit(1, 2, 3, 4, 5)
+        for expected in ([1, 2], [3, 4], [5]):
+            assert await scene.sink.arrived.get() == expected
+            scene.end_batch()
+
+    played = Scene(batch_messages_max=2)
+    run(played.play(scene))
+    assert played.answers == ok(1, 2, 3, 4, 5)
+
+
+def test_batches_are_bounded_by_bytes_but_a_large_message_goes_alone(run: Run) -> None:
+    async def scene(scene: Scene) -> None:
+        scene.submit(1, 2, 3, payload=bytes(40))
+        scene.submit(4, payload=bytes(1000))
+        scene.submit(5, payload=bytes(40))
+        for expected in ([1, 2], [3], [4], [5]):
+            assert await scene.sink.arrived.get() == expected
+            scene.end_batch()
+
+    run(Scene(batch_bytes_max=100).play(scene))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(BackendUnavailable("disk full"), Reason.UNAVAILABLE), (BackendRefused("no"), Reason.REFUSED)],
+)
+def test_a_failed_batch_is_answered_with_the_reason_and_the_next_goes_on(
+    run: Run, error: BackendError, reason: Reason
+) -> None:
+    async def scene(scene: Scene) -> None:
+        scene.submit(1, 2)
+        scene.end_batch(error)
+        scene.end_batch()
+        assert await scene.sink.arrived.get() == [1, 2]
+        scene.submit(3)
+
+    played = Scene()
+    run(played.play(scene))
+    assert played.answers == [(1, reason), (2, reason), (3, None)]
+    assert [(attempt.messages, attempt.error) for attempt in played.attempts] == [(2, error), (1, None)]
+    assert all(attempt.duration_s >= 0 for attempt in played.attempts)
+
+
+def test_aclose_drains_first(run: Run) -> None:
+    async def scene(scene: Scene) -> None:
+        scene.submit(1)
+        await scene.sink.arrived.get()
+        scene.submit(2, 3)
+        async with asyncio.TaskGroup() as tasks:
+            closing = tasks.create_task(scene.delivery.aclose())
+            await asyncio.sleep(0)
+            assert scene.sink.close_calls == 0
+            scene.submit(4)
+            assert scene.answers == []  # never from within submit
+            scene.end_batch()
+            scene.end_batch()
+        assert closing.done()
+        assert scene.sink.close_calls == 1
+
+    async def test(played: Scene) -> None:
+        await played.delivery.open()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(played.delivery.run())
+            await scene(played)
+
+    played = Scene()
+    run(test(played))
+    assert sorted(played.answers) == [(1, None), (2, None), (3, None), (4, Reason.STOPPING)]
+    assert [answer for answer in played.answers if answer[1] is None] == ok(1, 2, 3)
+
+
+def test_cancelled_run_answers_everything_once_and_in_order(run: Run) -> None:
+    async def test(played: Scene) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(played.delivery.run())
+            played.submit(1, 2)
+            await played.sink.arrived.get()
+            played.submit(3)
+            running.cancel()
+        assert played.answers == [(number, Reason.STOPPING) for number in (1, 2, 3)]
+        assert played.delivery.pending == 0
+        played.submit(4)
+        await played.delivery.aclose()
+        await asyncio.sleep(0)
+        assert played.answers[3:] == [(4, Reason.STOPPING)]
+
+    run(test(Scene()))
+
+
+def test_a_fault_of_ours_is_not_swallowed(run: Run) -> None:
+    async def test(played: Scene) -> None:
+        played.submit(1, 2)
+        played.end_batch(ZeroDivisionError())
+        with pytest.raises(ZeroDivisionError):
+            await played.delivery.run()
+        assert played.answers == [(1, Reason.STOPPING), (2, Reason.STOPPING)]
+
+    run(test(Scene()))
+
+
+def test_close_without_run(run: Run) -> None:
+    async def test(played: Scene) -> None:
+        await played.delivery.open()
+        await played.delivery.aclose()
+        assert played.sink.close_calls == 1
+        await played.delivery.run()  # a task that starts late ends at once
+
+    run(test(Scene()))
+
+
+def test_close_before_the_task_has_started_delivers(run: Run) -> None:
+    async def test(played: Scene) -> None:
+        played.end_batch()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(played.delivery.run())
+            played.submit(1)
+            await played.delivery.aclose()
+        assert played.answers == ok(1)
+
+    run(test(Scene()))
+
+
+def test_to_a_file(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "later" / "events.jsonl"
+    settings = FileSettings(kind="file", path=str(path))
+    answers: list[tuple[int, Reason | None]] = []
+    attempts: list[Attempt] = []
+
+    async def test() -> None:
+        delivery = DirectDelivery(
+            FileBackend("events", settings, "text/plain", tmp_path / "unused"), on_attempt=attempts.append
+        )
+        with pytest.raises(BackendUnavailable):
+            await delivery.open()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(delivery.run())
+            await submit_all(delivery, range(1, 11))
+            path.parent.mkdir()
+            for start in range(11, 1011, 100):
+                await submit_all(delivery, range(start, start + 100))
+            await delivery.aclose()
+
+    async def submit_all(delivery: DirectDelivery, numbers: range) -> None:
+        settled = asyncio.Event()
+
+        def answered(number: int, reason: Reason | None) -> None:
+            answers.append((number, reason))
+            if number == numbers[-1]:
+                settled.set()
+
+        for number in numbers:
+            delivery.submit(message(number, b"%d" % number), functools.partial(answered, number))
+        await settled.wait()
+
+    run(test())
+    assert answers == [(number, Reason.UNAVAILABLE) for number in range(1, 11)] + ok(*range(11, 1011))
+    events = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [int(event["data"]) for event in events] == list(range(11, 1011))
+    assert sum(attempt.messages for attempt in attempts) == 1010
