@@ -23,9 +23,9 @@ __all__ = ["main", "root_app"]
 FAMILIES = (
     "setup",
     "config",
+    "run",
     "realms",
     "devices",
-    "run",
     "live",
     "connect",
 )

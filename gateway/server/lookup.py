@@ -78,6 +78,7 @@ class DeviceLookup:
         self._count_unknown = metrics.lookups.labels(Lookup.UNKNOWN.value).inc
         self._count_damaged = metrics.lookups.labels(Lookup.DAMAGED.value).inc
         self._reader: ReplicaReader | None = None
+        self._generation = Path()
         self._realms: dict[str, RealmRecord] = {}
         self._realm_names: dict[int, str] = {}
         self._decoy_secret = b""
@@ -100,7 +101,16 @@ class DeviceLookup:
         return self._realm_names
 
     def publish(self, generation: Path) -> None:
-        """Read from this generation of the replica from now on. Raises RegistryError and keeps the old one."""
+        """Read from this generation of the replica from now on. Raises RegistryError and keeps the old one.
+
+        A follower that was started again publishes the generation that is open already; LMDB opens none twice.
+        """
+        if self._reader is None or generation != self._generation:
+            self._open_reader(generation)
+        self._overlay = {}
+        self.reload_realms()
+
+    def _open_reader(self, generation: Path) -> None:
         reader = ReplicaReader.open(generation)
         try:
             meta = reader.meta()
@@ -112,10 +122,9 @@ class DeviceLookup:
         old, self._reader = self._reader, reader
         if old is not None:
             old.close()
+        self._generation = generation
         self._decoy_secret = secret
-        self._overlay.clear()
         self._damaged = 0
-        self.reload_realms()
 
     def reload_realms(self) -> None:
         """Read the realms again, after they changed."""

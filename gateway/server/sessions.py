@@ -9,8 +9,11 @@ __all__ = ["SessionIndex"]
 class Named(Protocol):
     """A session knows whose it is."""
 
-    realm: str
-    device: str
+    @property
+    def realm(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
 
 
 S = TypeVar("S", bound=Named)

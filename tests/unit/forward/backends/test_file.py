@@ -94,6 +94,14 @@ def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
         asyncio.run(append(tmp_path, []))
 
 
+def test_a_named_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
+        asyncio.run(append(path, [message(1), message(2)]))
+        assert [json.loads(line)["sequence"][-1] for line in pipe] == ["1", "2"]
+
+
 class TestSettings:
     def test_path_is_relative_to_the_configuration(self, tmp_path: Path) -> None:
         read = FileSettings.model_validate({"kind": "file", "path": "a/b.jsonl"}, context={"base": tmp_path})
@@ -148,7 +156,7 @@ class TestFsync:
 class TestUnfinishedLines:
     def test_an_unfinished_event_is_removed(self, tmp_path: Path) -> None:
         path = tmp_path / "events.jsonl"
-        asyncio.run(append(path, [message(1), message(2, b"x" * 200_000)]))
+        asyncio.run(append(path, [message(1, b"w" * 100_000), message(2, b"x" * 200_000)]))
         whole = path.read_bytes()
         first = whole.index(b"\n") + 1
         for end in (first + 1, first + 20, first + 21, first + 400, len(whole) - 1):
@@ -281,14 +289,23 @@ path, lock, fsync, device, batches, batch, size = sys.argv[1:]
 sys.exit(asyncio.run(main(path, lock, fsync, device, int(batches), int(batch), int(size))))
 """
 
+
+def limited_to(file_bytes: int) -> str:
+    """Code that limits the size of files for the rest of a program, but not for what runs at its exit."""
+    return f"""
+import atexit, resource
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, before[1]))
+atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+"""
+
+
 TWO_WRITERS = """
-import asyncio, resource, sys
+import asyncio, sys
 from pathlib import Path
 from gateway.errors import BackendUnavailable
 from gateway.forward.backends.file import FileBackend, FileSettings
 from gateway.forward.message import Message
-
-resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
 
 async def main(path):
     a, b = (FileBackend(name, FileSettings(kind="file", path=path), "text/plain", Path()) for name in "ab")
@@ -406,12 +423,10 @@ class TestStdout:
 
 
 class TestFullDisk:
-    LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))" + WRITER
-
     def test_file_size_limit(self, tmp_path: Path) -> None:
         path = tmp_path / "events.jsonl"
         done = subprocess.run(
-            [sys.executable, "-c", self.LIMITED, path, "/nonexistent", "batch", "d", "200", "20", "1000"],
+            [sys.executable, "-c", limited_to(50_000) + WRITER, path, "/", "batch", "d", "200", "20", "1000"],
             env=os.environ | {"PYTHONPATH": ROOT},
             stderr=subprocess.PIPE,
             timeout=DEADLINE_S,
@@ -428,7 +443,7 @@ class TestFullDisk:
     def test_what_others_wrote_stays(self, tmp_path: Path) -> None:
         path = tmp_path / "events.jsonl"
         done = subprocess.run(
-            [sys.executable, "-c", TWO_WRITERS, path],
+            [sys.executable, "-c", limited_to(5_000) + TWO_WRITERS, path],
             env=os.environ | {"PYTHONPATH": ROOT},
             timeout=DEADLINE_S,
             check=False,

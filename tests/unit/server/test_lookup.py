@@ -1,0 +1,239 @@
+"""From an offered identity to a key or a decoy, on a real replica."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway.errors import RegistryMismatch
+from gateway.registry.records import CredentialRecord, RealmRecord, identity_key
+from gateway.registry.replica import FORMAT, ReplicaMeta, create_generation
+from gateway.registry.sealing import MasterKey, Sealer, credential_context, secret_context
+from gateway.server.lookup import DeviceLookup, Resolution, refusal
+from gateway.telemetry.metrics import Outcome, WorkerMetrics
+from gateway.wire.client_hello import OfferedPsk
+
+REALM = RealmRecord(1, "default", None)
+OTHER = RealmRecord(2, "other", "hint")
+ADDRESS = "192.0.2.7"
+NOW = 1_000_000.0
+KEY = b"k" * 32
+SEALER = Sealer([MasterKey(bytes(32))])
+
+
+def record(identity: str, **changes: Any) -> CredentialRecord:
+    fields: dict[str, Any] = {
+        "credential_id": 1,
+        "device_id": 1,
+        "realm_id": 1,
+        "device": identity,
+        "group": None,
+        "labels": {},
+        "disabled": False,
+        "revoked": False,
+        "not_before": None,
+        "not_after": None,
+        "networks": (),
+        "hash": "sha256",
+        "sealed_key": SEALER.seal(KEY, credential_context(1, identity.encode())),
+    }
+    return CredentialRecord(**(fields | changes))
+
+
+RECORDS = {
+    "good": record("good"),
+    "second": record("second"),
+    "sha384": record("sha384", hash="sha384"),
+    "disabled": record("disabled", disabled=True),
+    "revoked": record("revoked", revoked=True),
+    "expired": record("expired", not_after=NOW),
+    "early": record("early", not_before=NOW + 1),
+    "elsewhere": record("elsewhere", networks=("198.51.100.0/24",)),
+    "moved": record("moved", sealed_key=SEALER.seal(KEY, credential_context(1, b"other"))),
+}
+
+
+@pytest.fixture
+def lookup(tmp_path: Path) -> Iterator[DeviceLookup]:
+    writer = create_generation(tmp_path)
+    secrets = {"decoy": SEALER.seal(b"d" * 32, secret_context("decoy"))}
+    with writer.batch() as batch:
+        batch.put_credentials({identity_key(1, name.encode()): value for name, value in RECORDS.items()})
+        batch.replace_realms([REALM, OTHER])
+        batch.put_meta(ReplicaMeta(FORMAT, "registry", 1, time.time(), secrets))
+    generation = writer.generation
+    writer.close()  # LMDB opens a file once in a process
+    found = DeviceLookup(SEALER, WorkerMetrics(CollectorRegistry()))
+    assert not found.is_ready
+    found.publish(generation)
+    yield found
+    found.close()
+
+
+def resolve(
+    lookup: DeviceLookup, *identities: str | bytes, binder: int = 32, realm: RealmRecord | None = REALM
+) -> Resolution | None:
+    offered = [
+        OfferedPsk(identity.encode() if isinstance(identity, str) else identity, binder)
+        for identity in identities
+    ]
+    return lookup.resolve(realm, offered, ADDRESS, NOW)
+
+
+@pytest.mark.parametrize("binder", [0, 32])
+def test_a_known_device_gets_its_key(lookup: DeviceLookup, binder: int) -> None:
+    found = resolve(lookup, "good", binder=binder)
+    assert found is not None
+    assert (found.outcome, found.key, found.identity, found.record) == (
+        Outcome.OK,
+        KEY,
+        b"good",
+        RECORDS["good"],
+    )
+
+
+@pytest.mark.parametrize("binder", [0, 32])
+@pytest.mark.parametrize(
+    ("identity", "outcome"),
+    [
+        ("who", Outcome.UNKNOWN_IDENTITY),
+        ("disabled", Outcome.DISABLED),
+        ("revoked", Outcome.REVOKED),
+        ("expired", Outcome.EXPIRED),
+        ("early", Outcome.NOT_YET_VALID),
+        ("elsewhere", Outcome.ADDRESS_REFUSED),
+        ("moved", Outcome.UNKNOWN_IDENTITY),
+    ],
+)
+def test_whoever_may_not_gets_a_decoy(
+    lookup: DeviceLookup, identity: str, outcome: Outcome, binder: int
+) -> None:
+    found = resolve(lookup, identity, binder=binder)
+    assert found is not None
+    assert found.outcome is outcome
+    assert found.record is None
+    assert found.key != KEY
+    assert len(found.key) == 32
+    assert found.hash_name == "sha256"
+    again = resolve(lookup, identity, binder=binder)
+    assert again is not None
+    assert again.key == found.key
+
+
+def test_decoys_differ_by_identity_and_realm(lookup: DeviceLookup) -> None:
+    keys = {
+        found.key
+        for found in (
+            resolve(lookup, "a"),
+            resolve(lookup, "b"),
+            resolve(lookup, "a", realm=OTHER),
+            resolve(lookup, "a", realm=None),
+        )
+        if found is not None
+    }
+    assert len(keys) == 4
+
+
+def test_the_hash_of_the_binder_decides(lookup: DeviceLookup) -> None:
+    """A credential of the other hash counts as unknown, and its decoy has the hash that was offered."""
+    good = resolve(lookup, "good", binder=48)
+    assert good is not None
+    assert (good.outcome, good.hash_name) == (Outcome.UNKNOWN_IDENTITY, "sha384")
+    other = resolve(lookup, "sha384", binder=32)
+    assert other is not None
+    assert (other.outcome, other.hash_name) == (Outcome.UNKNOWN_IDENTITY, "sha256")
+    fitting = resolve(lookup, "sha384", binder=48)
+    assert fitting is not None
+    assert (fitting.outcome, fitting.hash_name) == (Outcome.OK, "sha384")
+
+
+def test_the_first_known_identity_wins(lookup: DeviceLookup) -> None:
+    found = resolve(lookup, "who", "second", "good")
+    assert found is not None
+    assert found.identity == b"second"
+
+
+def test_a_ticket_beside_an_identity_is_passed_over(lookup: DeviceLookup) -> None:
+    ticket = bytes(range(128, 256))
+    good = resolve(lookup, ticket, "good")
+    assert good is not None
+    assert good.identity == b"good"
+    unknown = resolve(lookup, ticket, "who")
+    assert unknown is not None
+    assert unknown.identity == b"who"
+    assert resolve(lookup, ticket) is None
+
+
+def test_an_impossible_identity_in_tls12_fails_like_a_wrong_key(lookup: DeviceLookup) -> None:
+    found = resolve(lookup, b"\xff\x00", binder=0)
+    assert found is not None
+    assert found.outcome is Outcome.UNKNOWN_IDENTITY
+
+
+def test_a_refused_identity_does_not_hide_a_good_one(lookup: DeviceLookup) -> None:
+    found = resolve(lookup, "disabled", "good")
+    assert found is not None
+    assert found.outcome is Outcome.OK
+
+
+def test_a_thousand_identities_cost_no_thousand_lookups(lookup: DeviceLookup) -> None:
+    found = resolve(lookup, *[f"who-{number}" for number in range(1000)], "good")
+    assert found is not None
+    assert found.outcome is Outcome.UNKNOWN_IDENTITY
+
+
+def test_an_overlay_stands_above_the_replica(lookup: DeviceLookup) -> None:
+    lookup.replace_overlay({identity_key(1, b"good"): None, identity_key(1, b"new"): record("new")})
+    gone, new = resolve(lookup, "good"), resolve(lookup, "new")
+    assert gone is not None
+    assert gone.outcome is Outcome.UNKNOWN_IDENTITY
+    assert new is not None
+    assert new.outcome is Outcome.OK
+    lookup.replace_overlay({})
+    back = resolve(lookup, "good")
+    assert back is not None
+    assert back.outcome is Outcome.OK
+
+
+def test_another_master_key_does_not_open_the_replica(lookup: DeviceLookup, tmp_path: Path) -> None:
+    (generation,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    lookup.close()
+    other = DeviceLookup(Sealer([MasterKey(b"x" * 32)]), WorkerMetrics(CollectorRegistry()))
+    with pytest.raises(RegistryMismatch):
+        other.publish(generation)
+    assert not other.is_ready
+
+
+def test_the_generation_that_is_open_may_be_published_again(lookup: DeviceLookup, tmp_path: Path) -> None:
+    (generation,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    lookup.replace_overlay({identity_key(1, b"good"): None})
+    lookup.publish(generation)
+    found = resolve(lookup, "good")
+    assert found is not None
+    assert found.outcome is Outcome.OK
+
+
+@pytest.mark.parametrize(
+    ("networks", "address", "outcome"),
+    [
+        ((), "anything", Outcome.OK),
+        (("192.0.2.0/24",), "192.0.2.255", Outcome.OK),
+        (("192.0.2.0/24",), "::ffff:192.0.2.1", Outcome.OK),
+        (("192.0.2.0/24",), "192.0.3.0", Outcome.ADDRESS_REFUSED),
+        (("2001:db8::/32", "10.0.0.0/8"), "10.9.9.9", Outcome.OK),
+        (("2001:db8::/32",), "2001:db9::1", Outcome.ADDRESS_REFUSED),
+        (("192.0.2.0/24",), "", Outcome.ADDRESS_REFUSED),
+    ],
+)
+def test_networks(networks: tuple[str, ...], address: str, outcome: Outcome) -> None:
+    assert refusal(record("d", networks=networks), address, NOW) is outcome
+
+
+def test_a_window_begins_at_its_start_and_ends_at_its_end() -> None:
+    windowed = record("d", not_before=NOW, not_after=NOW + 1)
+    assert refusal(windowed, ADDRESS, NOW - 0.001) is Outcome.NOT_YET_VALID
+    assert refusal(windowed, ADDRESS, NOW) is Outcome.OK
+    assert refusal(windowed, ADDRESS, NOW + 1) is Outcome.EXPIRED
