@@ -51,7 +51,7 @@ SEND_BUFFER_BYTES: Final = 64 * 1024
 """What may wait for a slow device before its route is told to pause."""
 LINGER_S: Final = 2.0
 """How long a peer may take to read the end of a session before its connection is cut."""
-STOP_S: Final = 0.5
+STOP_S: Final = 0.2
 """How long a session that the gateway ends may take to settle what is under way."""
 
 _read_buffer = memoryview(bytearray(READ_BYTES))
@@ -97,6 +97,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         "_services",
         "_session",
         "_since",
+        "_stopping",
         "_transport",
         "address",
         "cipher",
@@ -128,6 +129,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._in_flight = False
         self._receiving = False
         self._finished = False
+        self._stopping = False
         self._peer_finished = False
         self.phase = Phase.GONE
         self.address = ""
@@ -177,7 +179,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take what the device sent."""
         if self.phase is Phase.LIVE:
-            self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+            self._put_off_idle()
         elif self.phase is not Phase.HANDSHAKE:
             return
         for event in self._session.receive(_read_buffer[:nbytes]):
@@ -260,7 +262,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         assert self._live_route is not None
         self.sent_bytes += len(data)
         self._live_route.count_sent_bytes(len(data))
-        self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+        self._put_off_idle()
         self._session.send(data)
         self._flush()
 
@@ -329,6 +331,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
             address=self.address,
             reason=reason,
         )
+        self._stopping = True
         self._expect_within(STOP_S)
         assert self._route is not None
         self._route.stop()
@@ -374,14 +377,16 @@ class DeviceConnection(asyncio.BufferedProtocol):
         services = self._services
         resolution = self._resolution
         assert resolution is not None
-        record = resolution.record
+        record, realm = resolution.record, resolution.realm
         assert record is not None, "a decoy key was proved"
+        assert realm is not None
         self.tls_version = event.version
         self.cipher = event.cipher
         self.identity = resolution.identity.decode("utf-8")
         self.device = record.device
-        realm = self._listener.realm_of(record.realm_id)
-        route = services.routes.choose(self._listener.name, realm, record.group, self.identity, event.alpn)
+        route = services.routes.choose(
+            self._listener.name, realm.name, record.group, self.identity, event.alpn
+        )
         if route is None:
             self._handshake_ended(Outcome.NO_ROUTE, "no route matches: add one, or change `match`")
             self.phase = Phase.LIVE
@@ -389,7 +394,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
             self._session.close()
             self._linger()
             return
-        self.realm = realm
+        self.realm = realm.name
         self.realm_id = record.realm_id
         self.device_id = record.device_id
         self.credential_id = record.credential_id
@@ -405,7 +410,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         )
         services.sessions.add(record.device_id, self)
         self._route = route.open_session(
-            self, DeviceInfo(realm, record.device, self.identity, record.group, self.session_id)
+            self, DeviceInfo(realm.name, record.device, self.identity, record.group, self.session_id)
         )
         self._resolution = None
 
@@ -496,6 +501,11 @@ class DeviceConnection(asyncio.BufferedProtocol):
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
         self._expect_within(LINGER_S)
+
+    def _put_off_idle(self) -> None:
+        """There is traffic. A session that is being ended is ended all the same."""
+        if not self._stopping:
+            self.deadline = self._services.now() + self._services.settings.idle_timeout_s
 
     def _expect_within(self, seconds: float) -> None:
         deadline = self._services.now() + seconds

@@ -47,10 +47,6 @@ class Listener:
         realm = self.realm_for(server_name)
         return self._contexts.contexts(self._profile, None if realm is None else realm.hint, self._alpn)
 
-    def realm_of(self, realm_id: int) -> str:
-        """The name of a realm that a device was found in."""
-        return self._lookup.realm_names[realm_id]
-
     def count_handshake(self, outcome: Outcome, tls_version: str, cipher: str) -> None:
         """Count one handshake that ended."""
         key = (outcome, tls_version, cipher)

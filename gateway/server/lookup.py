@@ -39,6 +39,7 @@ _DIGEST_BYTES: Final = {"sha256": 32, "sha384": 48}
 class Resolution(PskChoice):
     """A key for one handshake. `record` is the device's when `outcome` is OK; otherwise the key is a decoy."""
 
+    realm: RealmRecord | None
     outcome: Outcome
     record: CredentialRecord | None
 
@@ -80,7 +81,6 @@ class DeviceLookup:
         self._reader: ReplicaReader | None = None
         self._generation = Path()
         self._realms: dict[str, RealmRecord] = {}
-        self._realm_names: dict[int, str] = {}
         self._decoy_secret = b""
         self._overlay: Overlay = {}
         self._damaged = 0
@@ -94,11 +94,6 @@ class DeviceLookup:
     def realms(self) -> dict[str, RealmRecord]:
         """All realms by name."""
         return self._realms
-
-    @property
-    def realm_names(self) -> dict[int, str]:
-        """Names of all realms by id."""
-        return self._realm_names
 
     def publish(self, generation: Path) -> None:
         """Read from this generation of the replica from now on. Raises RegistryError and keeps the old one.
@@ -129,9 +124,7 @@ class DeviceLookup:
     def reload_realms(self) -> None:
         """Read the realms again, after they changed."""
         assert self._reader is not None
-        realms = self._reader.realms()
-        self._realms = {realm.name: realm for realm in realms}
-        self._realm_names = {realm.id: realm.name for realm in realms}
+        self._realms = {realm.name: realm for realm in self._reader.realms()}
 
     def replace_overlay(self, records: Overlay) -> None:
         """What stands above the replica while it cannot be written, by `identity_key`; None: not there any more."""
@@ -187,7 +180,7 @@ class DeviceLookup:
             if outcome is Outcome.OK:
                 key = self._open(record, identity)
                 if key is not None:
-                    return Resolution(identity, key, record.hash, Outcome.OK, record)
+                    return Resolution(identity, key, record.hash, realm, Outcome.OK, record)
                 outcome = Outcome.UNKNOWN_IDENTITY
             if refused is None:
                 refused = self._decoy(realm, psk, outcome)
@@ -205,7 +198,7 @@ class DeviceLookup:
             self._decoy_secret, identity_key(0 if realm is None else realm.id, psk.identity), "sha256"
         )
         hash_name = "sha384" if psk.binder_length == _DIGEST_BYTES["sha384"] else "sha256"
-        return Resolution(psk.identity, key, hash_name, outcome, None)
+        return Resolution(psk.identity, key, hash_name, realm, outcome, None)
 
     def _open(self, record: CredentialRecord, identity: bytes) -> bytes | None:
         try:

@@ -29,7 +29,13 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def initialise(self) -> None:
-        arguments = ["--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"]
+        arguments = [
+            "--auth=trust",
+            "--username=postgres",
+            "--no-sync",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+        ]
         subprocess.run(
             [self._programs / "initdb", "--pgdata", self._folder / "data", *arguments],
             check=True,
@@ -93,7 +99,9 @@ class PostgresServer:
         self._administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def _administer(self, statement: str) -> None:
-        with psycopg.connect(f"host={self._folder} user=postgres dbname=postgres", autocommit=True) as connection:
+        with psycopg.connect(
+            f"host={self._folder} user=postgres dbname=postgres", autocommit=True
+        ) as connection:
             connection.execute(statement.encode())
 
 
