@@ -259,11 +259,14 @@ def create_generation(replica_dir: Path, *, map_bytes: int = MAP_BYTES) -> Repli
     """A new, empty, unpublished generation. Its commits do not wait for the disk: call `sync` before publishing."""
     generation = replica_dir / str(uuid.uuid4())
     with _writing(replica_dir):
-        generation.mkdir(mode=0o700)
-        (generation / "lock.mdb").write_bytes(bytes(_LOCK_BYTES))
-        return ReplicaWriter(
-            generation, *_open_environment(generation, map_bytes, readonly=False, sync=False)
-        )
+        try:
+            generation.mkdir(mode=0o700)
+            (generation / "lock.mdb").write_bytes(bytes(_LOCK_BYTES))
+            environment, tables = _open_environment(generation, map_bytes, readonly=False, sync=False)
+        except BaseException:
+            shutil.rmtree(generation, ignore_errors=True)
+            raise
+    return ReplicaWriter(generation, environment, tables)
 
 
 def publish_generation(replica_dir: Path, generation: Path) -> None:

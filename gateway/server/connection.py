@@ -17,7 +17,7 @@ Deadlines are the worker's: `deadline` moves with the traffic, and `deadline_pas
 import asyncio
 import dataclasses
 import enum
-import os
+import random
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
@@ -26,6 +26,7 @@ import structlog
 from gateway.errors import LimitReached, PeerError
 from gateway.forward.message import uuid7
 from gateway.forward.session import Bytes, DeviceInfo, RouteSession
+from gateway.registry.records import RealmRecord
 from gateway.server.control import SessionInfo
 from gateway.server.deadlines import Deadlines
 from gateway.server.limits import ConnectionLimits
@@ -79,6 +80,8 @@ class Services:
     lookup: DeviceLookup
     routes: LiveRoutes
     sessions: "SessionIndex[DeviceConnection]"
+    is_debugging: bool
+    """Whether sessions are logged one by one; asked first, since a log call costs microseconds even when it is dropped."""
 
 
 class DeviceConnection(asyncio.BufferedProtocol):
@@ -91,6 +94,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         "_listener",
         "_live_route",
         "_peer_finished",
+        "_realm",
         "_receiving",
         "_resolution",
         "_route",
@@ -123,6 +127,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._route: RouteSession | None = None
         self._live_route: LiveRoute | None = None
+        self._realm: RealmRecord | None = None
         self._resolution: Resolution | None = None
         self._accepted_at = 0.0
         self._since = 0.0
@@ -212,6 +217,8 @@ class DeviceConnection(asyncio.BufferedProtocol):
             services.sessions.remove(self.device_id, self)
             assert self._route is not None
             self._route.device_lost()
+            self._route = None
+        if self.session_id and services.is_debugging:
             log.debug(
                 "session_ended",
                 session=self.session_id,
@@ -242,15 +249,13 @@ class DeviceConnection(asyncio.BufferedProtocol):
         if not self._services.limits.begin_handshake():
             raise LimitReached("too many handshakes in flight: see limits.handshakes_in_flight")
         self._in_flight = True
-        return self._listener.contexts_for(hello.server_name)
+        self._realm = self._listener.realm_for(hello.server_name)
+        return self._listener.contexts_for(self._realm)
 
     def choose_psk(self, offered: Sequence[OfferedPsk]) -> PskChoice | None:
         """Whose key it is."""
-        hello = self._session.hello
-        assert hello is not None
         services = self._services
-        realm = self._listener.realm_for(hello.server_name)
-        self._resolution = services.lookup.resolve(realm, offered, self.address, services.wall())
+        self._resolution = services.lookup.resolve(self._realm, offered, self.address, services.wall())
         return self._resolution
 
     # From the route: the device's end
@@ -377,7 +382,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         services = self._services
         resolution = self._resolution
         assert resolution is not None
-        record, realm = resolution.record, resolution.realm
+        record, realm = resolution.record, self._realm
         assert record is not None, "a decoy key was proved"
         assert realm is not None
         self.tls_version = event.version
@@ -399,7 +404,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self.device_id = record.device_id
         self.credential_id = record.credential_id
         self._live_route = route
-        self.session_id = uuid7(services.wall(), os.urandom(8))
+        self.session_id = uuid7(services.wall(), random.randbytes(8))  # noqa: S311 - tells sessions apart, guards nothing
         self._since = now = services.now()
         self._listener.observe_handshake(now - self._accepted_at)
         self._handshake_ended(Outcome.OK, "")
@@ -451,6 +456,8 @@ class DeviceConnection(asyncio.BufferedProtocol):
             self._services.limits.end_handshake()
         self._count(outcome)
         if outcome is Outcome.OK:
+            if not self._services.is_debugging:
+                return
             log.debug(
                 "session_started",
                 session=self.session_id,

@@ -42,9 +42,8 @@ class Listener:
             name = self._settings.realms_by_sni.get(server_name, name)
         return self._lookup.realms.get(name)
 
-    def contexts_for(self, server_name: str | None) -> RealmContexts:
-        """The contexts of that realm; without a realm, those without a hint, where every identity is unknown."""
-        realm = self.realm_for(server_name)
+    def contexts_for(self, realm: RealmRecord | None) -> RealmContexts:
+        """The contexts of a realm; without one, those without a hint, where every identity is unknown."""
         return self._contexts.contexts(self._profile, None if realm is None else realm.hint, self._alpn)
 
     def count_handshake(self, outcome: Outcome, tls_version: str, cipher: str) -> None:

@@ -39,7 +39,6 @@ _DIGEST_BYTES: Final = {"sha256": 32, "sha384": 48}
 class Resolution(PskChoice):
     """A key for one handshake. `record` is the device's when `outcome` is OK; otherwise the key is a decoy."""
 
-    realm: RealmRecord | None
     outcome: Outcome
     record: CredentialRecord | None
 
@@ -180,7 +179,7 @@ class DeviceLookup:
             if outcome is Outcome.OK:
                 key = self._open(record, identity)
                 if key is not None:
-                    return Resolution(identity, key, record.hash, realm, Outcome.OK, record)
+                    return Resolution(identity, key, record.hash, Outcome.OK, record)
                 outcome = Outcome.UNKNOWN_IDENTITY
             if refused is None:
                 refused = self._decoy(realm, psk, outcome)
@@ -198,7 +197,7 @@ class DeviceLookup:
             self._decoy_secret, identity_key(0 if realm is None else realm.id, psk.identity), "sha256"
         )
         hash_name = "sha384" if psk.binder_length == _DIGEST_BYTES["sha384"] else "sha256"
-        return Resolution(psk.identity, key, hash_name, realm, outcome, None)
+        return Resolution(psk.identity, key, hash_name, outcome, None)
 
     def _open(self, record: CredentialRecord, identity: bytes) -> bytes | None:
         try:

@@ -59,6 +59,10 @@ BACKLOG: Final = 4096
 """Connections that the kernel completes and keeps while the worker is busy (bounded by net.core.somaxconn)."""
 
 
+GC_THRESHOLDS: Final = (20_000, 50, 50)
+"""Sessions leave no cycles behind, so looking for some at every 700 objects, as is Python's default, finds nothing."""
+
+
 class WorkerSettings(BaseModel):
     """What of the configuration a worker needs."""
 
@@ -111,6 +115,7 @@ class Worker:
             lookup=self._lookup,
             routes=self._routes,
             sessions=self._sessions,
+            is_debugging=settings.log.level == "debug",
         )
         self._listeners = [
             Listener(listener, self._routes.alpn, self._lookup, self._contexts, metrics)
@@ -206,6 +211,7 @@ class Worker:
             self._servers.append(server)
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
+        gc.set_threshold(*GC_THRESHOLDS)
         log.debug("accepting", worker=self._number)
 
     def _factory(self, listener: Listener) -> Any:

@@ -87,7 +87,7 @@ class TlsVersion(enum.IntEnum):
         return "TLSv1.2" if self is TlsVersion.TLS1_2 else "TLSv1.3"
 
 
-class TlsFailure(Exception):  # noqa: N818 - an outcome that events carry, more than an error
+class TlsFailure(Exception):
     """OpenSSL gave up on a connection.
 
     `reason` is OpenSSL's reason code, `text` its words. Never holds a key or an identity.
@@ -224,6 +224,7 @@ class ClientContext:
     ) -> None:
         self._context = _new_context(SSL.TLS_CLIENT_METHOD, lowest, highest)
         _use_suites(self._context, tls12, tls13)
+        self._alpn = tuple(alpn)
         if alpn:
             self._context.set_alpn_protos(list(alpn))
         raw = self._context._context  # noqa: SLF001 - pyOpenSSL's documented way to extend a Context
@@ -233,7 +234,7 @@ class ClientContext:
 
     def engine(self, choose_key: "ChooseKey", server_name: str | None = None) -> "Engine":
         """A client engine that asks `choose_key` what to offer, and names the server in SNI if given."""
-        engine = Engine(self._context, choose_key=choose_key)
+        engine = Engine(self._context, choose_key=choose_key, alpn=self._alpn)
         if server_name is not None:
             _lib.SSL_set_tlsext_host_name(engine.ssl, server_name.encode("idna"))
         _lib.SSL_set_connect_state(engine.ssl)
@@ -402,6 +403,8 @@ class Engine:
     @property
     def alpn(self) -> bytes:
         """Negotiated application protocol, empty for none."""
+        if not self.protocols:
+            return b""
         data = _ffi.new("unsigned char **")
         size = _ffi.new("unsigned int *")
         _lib.SSL_get0_alpn_selected(self.ssl, data, size)

@@ -1,13 +1,17 @@
 """A real gateway: `gatewayctl init`, a configuration, `gatewayctl run` as a process of its own, on ephemeral ports."""
 
+import atexit
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 import urllib.error
@@ -17,6 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.config import load
+from gateway.registry.ledger import Author
+from gateway.registry.store import NewDevice, Registry
 
 __all__ = ["Device", "Gateway", "gatewayctl", "new_gateway", "running", "wait_for"]
 
@@ -38,10 +46,19 @@ def wait_for(condition: Callable[[], T], timeout_s: float = 10, what: str = "the
         time.sleep(0.02)
 
 
-def gatewayctl(*args: object, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:  # noqa: A002 - as subprocess.run has it
+def gatewayctl(
+    *args: object,
+    check: bool = True,
+    input: str | None = None,  # noqa: A002 - as subprocess.run has it
+) -> subprocess.CompletedProcess[str]:
     """Run gatewayctl as a user would."""
     done = subprocess.run(
-        [sys.executable, "-m", "gateway", *map(str, args)], capture_output=True, text=True, input=input, timeout=60, check=False
+        [sys.executable, "-m", "gateway", *map(str, args)],
+        capture_output=True,
+        text=True,
+        input=input,
+        timeout=60,
+        check=False,
     )
     assert not check or done.returncode == 0, f"gatewayctl {args}: {done.stderr}"
     return done
@@ -119,7 +136,9 @@ class Gateway:
         """The first log line of this event with these fields."""
 
         def first() -> dict[str, Any] | None:
-            matching = (e for e in self.events(event) if all(e.get(key) == value for key, value in fields.items()))
+            matching = (
+                e for e in self.events(event) if all(e.get(key) == value for key, value in fields.items())
+            )
             return next(matching, None)
 
         found = wait_for(first, timeout_s, f"log event {event} {fields}")
@@ -149,7 +168,13 @@ class Gateway:
             if sample.name == name and all(sample.labels.get(key) == value for key, value in labels.items())
         )
 
-    def ctl(self, command: str, *args: object, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:  # noqa: A002 - as subprocess.run has it
+    def ctl(
+        self,
+        command: str,
+        *args: object,
+        check: bool = True,
+        input: str | None = None,  # noqa: A002 - as subprocess.run has it
+    ) -> subprocess.CompletedProcess[str]:
         """Run gatewayctl on this gateway's configuration."""
         return gatewayctl(command, "--config", self.config, *args, check=check, input=input)
 
@@ -157,6 +182,18 @@ class Gateway:
         """`gatewayctl add-device`."""
         shown = json.loads(self.ctl("add-device", "--json", *args, "--", identity).stdout)
         return Device(shown["identity"], shown["key"])
+
+    @contextlib.contextmanager
+    def registry(self) -> Iterator[Registry]:
+        """The registry, opened in this process."""
+        with Registry(load(self.config).registry, Author.of_process()) as registry:
+            yield registry
+
+    def add_devices(self, *devices: NewDevice) -> list[Device]:
+        """Many devices by the code that `add-device` runs, without a process for each."""
+        with self.registry() as registry:
+            added = [registry.add_device(device) for device in devices]
+        return [Device(device.identity, device.key.hex()) for device in added]
 
     def sessions(self) -> list[dict[str, Any]]:
         """`gatewayctl list-sessions`."""
@@ -178,9 +215,23 @@ class Gateway:
         assert self.process is not None
         return [self.process.pid, *self._children("gateway.server.")]
 
-    def output_events(self) -> list[dict[str, Any]]:
-        """CloudEvents that arrived in the file backend `events.jsonl`."""
-        path = self.directory / "events.jsonl"
+    def complaints(self) -> list[str]:
+        """What a gateway that is well does not log: errors, tracebacks, warnings of Python."""
+        lines = self.log_path.read_text().splitlines() if self.log_path.exists() else []
+        found = []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                found.append(line)
+            else:
+                if entry["level"] in ("error", "critical") or "exception" in entry:
+                    found.append(line)
+        return found
+
+    def output_events(self, file: str = "events.jsonl") -> list[dict[str, Any]]:
+        """CloudEvents that arrived in the file backend `events`, or in another one's file."""
+        path = self.directory / file
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def _children(self, module: str) -> list[int]:
@@ -211,7 +262,7 @@ def new_gateway(
 
     Without `routes` there is the one of `init`: lines, text/plain, acknowledged, to events.jsonl.
     """
-    gatewayctl("init", directory)
+    shutil.copytree(_initialised(), directory)
     gateway = Gateway(directory, asyncio_only=asyncio_only)
     initial = tomllib.loads(gateway.config.read_text())
     url = registry_url or initial["registry"]["url"]
@@ -245,6 +296,16 @@ path = "events.jsonl"
 """
     gateway.config.write_text(re.sub(r"\n+", "\n", text))
     return gateway
+
+
+@functools.cache
+def _initialised() -> Path:
+    """What `gatewayctl init` writes, made once: each gateway gets a copy."""
+    folder = tempfile.TemporaryDirectory(prefix="pskgw-initialised-")
+    atexit.register(folder.cleanup)
+    directory = Path(folder.name) / "gateway"
+    gatewayctl("init", directory)
+    return directory
 
 
 @contextlib.contextmanager
