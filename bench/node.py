@@ -1,0 +1,103 @@
+"""The gateway under test, as shipped: configuration of `gatewayctl init`, one worker, everything switched on.
+
+Changed by environment are addresses, the realm of the listener, and where registry and data are, since they are kept
+between runs. What `init` wrote stays: profile, route (lines to a file, acknowledged), limits, log level.
+"""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
+
+from bench.errors import BenchError
+from bench.peers import Running, free_port, stopped_on_failure
+from bench.plan import Work
+from bench.processes import Server, start_server
+from bench.registry import REALM, Node
+
+_START_S = 600.0
+"""The first start copies the whole registry."""
+
+
+class Gateway:
+    """`gatewayctl run` on a registry of the whole fleet."""
+
+    name = "Gateway"
+    works = frozenset({Work.HANDSHAKE, Work.LINE})
+
+    def __init__(self, folder: Path, node: Node, cpus: frozenset[int], root: Path) -> None:
+        self._folder = folder
+        self._node = node
+        self._cpus = cpus
+        self._root = root
+
+    def start(self) -> Running:
+        home = self._folder / "gateway"
+        shutil.rmtree(home, ignore_errors=True)
+        self._init(home)
+        port, admin_port = free_port(), free_port()
+        server = start_server(
+            [sys.executable, "-m", "gateway", "run", "--config", str(home / "gateway.toml")],
+            log=self._folder / "gateway.log",
+            cpus=self._cpus,
+            cwd=self._root,
+            env=self._environment(port, admin_port),
+        )
+        with stopped_on_failure(server):
+            _wait_until_ready(server, admin_port)
+        return Running(self.name, f"127.0.0.1:{port}", self._node.devices, self.works, server)
+
+    def versions(self) -> Mapping[str, str]:
+        from cryptography.hazmat.backends.openssl import backend
+
+        packages = ("pyOpenSSL", "cryptography", "uvloop", "lmdb", "SQLAlchemy", "msgspec")
+        return {
+            "Python": sys.version.split()[0],
+            "OpenSSL of the gateway": backend.openssl_version_text(),
+            **{package: metadata.version(package) for package in packages},
+            "SQLite": sqlite3.sqlite_version,
+        }
+
+    def _init(self, home: Path) -> None:
+        argv = [sys.executable, "-m", "gateway", "init", str(home)]
+        done = subprocess.run(argv, cwd=self._root, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise BenchError(f"`gatewayctl init` failed: {' | '.join(done.stderr.strip().splitlines()[-3:])}")
+
+    def _environment(self, port: int, admin_port: int) -> dict[str, str]:
+        listener = {"name": "tls", "bind": f"127.0.0.1:{port}", "realm": REALM, "profile": "compatible"}
+        return {
+            "PSKGW_NODE__WORKERS": "1",
+            "PSKGW_NODE__DATA_DIR": str(self._node.data_dir),
+            "PSKGW_REGISTRY__URL": self._node.registry_url,
+            "PSKGW_REGISTRY__MASTER_KEY_FILE": str(self._node.master_key_file),
+            "PSKGW_ADMIN__BIND": f"127.0.0.1:{admin_port}",
+            "PSKGW_LISTENERS": json.dumps([listener]),
+        }
+
+
+def _wait_until_ready(server: Server, admin_port: int) -> None:
+    deadline = time.monotonic() + _START_S
+    url = f"http://127.0.0.1:{admin_port}/readyz"
+    while time.monotonic() < deadline:
+        server.check_alive()
+        if _is_ready(url):
+            return
+        time.sleep(0.1)
+    raise BenchError(f"the gateway is not ready after {_START_S:.0f} s: {server.last_words()}")
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with closing(urllib.request.urlopen(url, timeout=2)) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):  # not listening yet, or 503 while it copies
+        return False
