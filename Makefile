@@ -1,0 +1,76 @@
+# make run     start a gateway from nothing      make test    install what the tests need, run them
+# make check   format, lint, types, layers       make bench   measure against peers
+# make prove   the long proofs in full size      make clean   remove what these made (./var stays)
+
+# The newest Python there is, 3.11 at least; or the one that is given: make run PYTHON=/opt/python/bin/python3
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+BIN := .venv/bin
+CTL := $(BIN)/gatewayctl
+PEERS := mosquitto mosquitto-clients postgresql openssl nodejs gnutls-bin stunnel4
+
+.PHONY: run test check bench prove clean peers
+
+run: .venv/installed
+	@test -e var/gateway.toml || { echo "Making a configuration and a registry in ./var"; $(CTL) init var >/dev/null; }
+	@$(CTL) migrate --config var/gateway.toml >/dev/null
+	@test -s var/demo.key || { \
+		$(CTL) remove-device demo --config var/gateway.toml >/dev/null 2>&1 || true; \
+		(umask 077; $(BIN)/python -c 'import secrets; print(secrets.token_hex(32))' >var/demo.key); }
+	@$(CTL) show-device demo --config var/gateway.toml >/dev/null 2>&1 || { \
+		echo "Adding the device demo, its key is in var/demo.key"; \
+		$(CTL) add-device demo --key-file var/demo.key --config var/gateway.toml >/dev/null; }
+	@echo "The gateway runs in the foreground, Ctrl-C ends it. In another terminal, in this folder, type:"
+	@echo
+	@echo "    $(CTL) connect $$($(CTL) check-config --config var/gateway.toml --json | \
+		$(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["listeners"][0]["bind"].replace("0.0.0.0", "127.0.0.1"))') \
+	--identity demo --key-file var/demo.key"
+	@echo
+	@echo "then a line of text; each is answered \"ok N\" once it stands in var/events.jsonl."
+	@exec $(CTL) run --config var/gateway.toml
+
+test: .venv/installed-dev peers
+	$(BIN)/python -m pytest -m "not prove"
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/installed-dev peers
+	$(BIN)/python -m bench
+
+prove: .venv/installed-dev peers
+	$(BIN)/python -m pytest -m prove
+
+clean:
+	rm -rf .venv build dist bench/build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find gateway migrations tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps: .venv is made anew when pyproject.toml changed, and a second call costs nothing.
+.venv/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found, name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Making .venv with $(PYTHON) and installing the gateway into it"
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "error: no virtual environment, on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "Installing the tools for tests and checks into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# Real servers and clients for the tests. Those that are missing are skipped visibly, or fail the tests when CI is set.
+peers:
+	@missing=$$(for package in $(PEERS); do \
+		dpkg-query --show --showformat='$${Status}' $$package 2>/dev/null | grep -q '^install ok installed$$' || echo $$package; done); \
+	if ! command -v apt-get >/dev/null; then echo "Not on Debian: tests use those peers that are installed ($(PEERS))"; \
+	elif test -z "$$missing"; then true; \
+	elif test "$$(id -u)" != 0; then echo "Not root: tests that need them are skipped:" $$missing; \
+	else echo "Installing peers for the tests:" $$missing; \
+		{ apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends $$missing; } >/dev/null \
+		|| echo "apt-get failed: tests that need them are skipped:" $$missing; \
+	fi
