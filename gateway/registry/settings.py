@@ -65,7 +65,7 @@ def masked_url(url: str) -> str:
 class RegistrySettings(BaseModel):
     """Where the registry is, and how its sealed keys are opened."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
     url: Annotated[str, AfterValidator(_parse_url), Field(repr=False)] = "sqlite:///registry.db"
     master_key_file: Annotated[Path, AfterValidator(_resolve_path)] = Path("master.key")

@@ -70,7 +70,7 @@ class Phase(enum.Enum):
 
 @dataclasses.dataclass(slots=True)
 class Services:
-    """What a worker lends to its connections. `now` is the loop's clock, `wall` Unix seconds."""
+    """What a worker lends to its connections. `now` is a monotonic clock, `wall` Unix seconds."""
 
     settings: LimitsSettings
     now: Callable[[], float]

@@ -105,10 +105,10 @@ class Worker:
             soon=self._loop.call_soon,
         )
         self._sessions: SessionIndex[DeviceConnection] = SessionIndex()
-        self._deadlines: Deadlines[DeviceConnection] = Deadlines(self._loop.time())
+        self._deadlines: Deadlines[DeviceConnection] = Deadlines(time.monotonic())
         self._services = Services(
             settings=settings.limits,
-            now=self._loop.time,
+            now=time.monotonic,  # uvloop's own clock stands still within a turn of the loop
             wall=time.time,
             limits=ConnectionLimits(settings.limits, workers),
             deadlines=self._deadlines,
@@ -221,7 +221,7 @@ class Worker:
     # Time
 
     def _tick(self) -> None:
-        for connection in self._deadlines.expired(self._loop.time()):
+        for connection in self._deadlines.expired(time.monotonic()):
             connection.deadline_passed()
             if connection.phase is not connection.phase.GONE:
                 self._deadlines.add(connection)
