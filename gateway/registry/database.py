@@ -182,10 +182,24 @@ def _create_private(path: Path) -> None:
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
+    _switch_to_wal(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     record.info["file"] = _file_identity(connection)
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """The switch of a new file is the one statement that the busy time-out does not hold for."""
+    give_up_at = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(_BACKOFF_S)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -129,7 +129,7 @@ credentials = Table(
     Column("realm_id", _Id, ForeignKey("realms.id"), nullable=False),
     Column("identity", _bytewise(128), nullable=False),
     Column("sealed_key", LargeBinary, nullable=False),
-    Column("fingerprint", LargeBinary(16), nullable=False),
+    Column("fingerprint", LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb"), nullable=False),
     Column("hash", _bytewise(8), nullable=False),
     Column("not_before", UtcDateTime),
     Column("not_after", UtcDateTime),
@@ -137,7 +137,7 @@ credentials = Table(
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("realm_id", "identity"),
     Index(None, "device_id"),
-    Index(None, "fingerprint", mysql_length=16),
+    Index(None, "fingerprint"),
     CheckConstraint("hash IN ('sha256', 'sha384')", name="hash"),
     sqlite_autoincrement=True,
 )

@@ -34,6 +34,10 @@ def _id() -> sa.BigInteger:
     return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
+def _fingerprint() -> sa.LargeBinary:
+    return sa.LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
+
+
 def upgrade() -> None:
     op.create_table(
         "realms",
@@ -67,7 +71,7 @@ def upgrade() -> None:
         sa.Column("realm_id", _id(), nullable=False),
         sa.Column("identity", _name(128), nullable=False),
         sa.Column("sealed_key", sa.LargeBinary(), nullable=False),
-        sa.Column("fingerprint", sa.LargeBinary(16), nullable=False),
+        sa.Column("fingerprint", _fingerprint(), nullable=False),
         sa.Column("hash", _name(8), nullable=False),
         sa.Column("not_before", _time()),
         sa.Column("not_after", _time()),
@@ -81,7 +85,7 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_credentials_device_id"), "credentials", ["device_id"])
-    op.create_index(op.f("ix_credentials_fingerprint"), "credentials", ["fingerprint"], mysql_length=16)
+    op.create_index(op.f("ix_credentials_fingerprint"), "credentials", ["fingerprint"])
     op.create_table(
         "feed",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
