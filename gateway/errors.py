@@ -51,6 +51,7 @@ class PeerFault(enum.Enum):
     OVERSIZED = ("oversized", 50)  # decode_error: past the bound nothing is decoded
     PROTOCOL_VERSION = ("protocol_version", 70)
     UNRECOGNIZED_NAME = ("unrecognized_name", 112)
+    UNKNOWN_PSK_IDENTITY = ("unknown_psk_identity", 115)
 
     def __init__(self, label: str, alert: int | None) -> None:
         self.label = label

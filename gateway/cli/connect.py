@@ -1,17 +1,20 @@
 """connect: one device in the terminal."""
 
 import asyncio
+import concurrent.futures
 import contextlib
+import getpass
 import os
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.options import read_text_file
-from gateway.errors import DeviceError
+from gateway.cli.options import TEXT_BYTES_MAX, read_text_file
+from gateway.errors import ConfigurationError, DeviceError
 
 if TYPE_CHECKING:
     from gateway.device.client import DeviceClient
@@ -24,6 +27,8 @@ app = typer.Typer()
 
 AFTER_STDIN_S = 5.0
 """How long what the gateway still has to say is waited for at the end of stdin."""
+STDIN = 0
+READ_BYTES = 64 * 1024
 
 
 @app.command(rich_help_panel="Devices' end")
@@ -55,12 +60,27 @@ def connect(
 
 def _key_text(key_file: str | None) -> str:
     if key_file == "-":
-        return sys.stdin.readline()
+        return _first_line_of_stdin()
     if key_file is not None:
         return read_text_file(Path(key_file), "key file")
     if text := os.environ.get("PSKGW_KEY"):
         return text
-    return str(typer.prompt("Key (hex)", hide_input=True, err=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            return getpass.getpass("Key (hex): ")
+        except getpass.GetPassWarning:
+            raise ConfigurationError(
+                "there is no terminal to ask for the key: give --key-file FILE, or set PSKGW_KEY"
+            ) from None
+
+
+def _first_line_of_stdin() -> str:
+    """Byte by byte: what stands behind it is for the device to send, and not for a buffer here."""
+    line = b""
+    while len(line) < TEXT_BYTES_MAX and (byte := os.read(STDIN, 1)) not in (b"", b"\n"):
+        line += byte
+    return line.decode("utf-8", "replace")
 
 
 async def _converse(target: "Address", identity: str, key: "Key") -> None:
@@ -93,17 +113,19 @@ async def _print_received(client: "DeviceClient") -> None:
 
 
 async def _send_stdin(client: "DeviceClient") -> None:
-    lines: asyncio.Queue[bytes] = asyncio.Queue(maxsize=16)
+    pieces: asyncio.Queue[bytes] = asyncio.Queue(maxsize=16)
     loop = asyncio.get_running_loop()
 
     def read_stdin() -> None:
         # A thread of its own: a terminal cannot be waited for otherwise, and at the exit nobody waits for a daemon.
-        with contextlib.suppress(RuntimeError):  # the loop is gone, and so is who would have sent the line
-            while line := sys.stdin.buffer.readline():
-                asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
-            asyncio.run_coroutine_threadsafe(lines.put(b""), loop).result()
+        # It reads without Python's buffers, whose lock it would hold then, and that aborts the interpreter.
+        # When the loop is gone, so is who would have sent the piece.
+        with contextlib.suppress(RuntimeError, concurrent.futures.CancelledError):
+            while piece := os.read(STDIN, READ_BYTES):
+                asyncio.run_coroutine_threadsafe(pieces.put(piece), loop).result()
+            asyncio.run_coroutine_threadsafe(pieces.put(b""), loop).result()
 
     threading.Thread(target=read_stdin, daemon=True).start()
-    while line := await lines.get():
-        await client.send(line)
+    while piece := await pieces.get():
+        await client.send(piece)
     await client.finish()

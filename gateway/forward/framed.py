@@ -1,7 +1,11 @@
 """A framed route: the device's frames become messages, each answered once, in order.
 
 Every frame gets a number, refused ones too. Its answer waits until all earlier frames have theirs: the backend confirms
-in order, but a refusal is known at once and may not overtake. While too much is unconfirmed the device is not read.
+in order, but a refusal is known at once and may not overtake.
+
+A frame of one byte becomes a message and an answer of hundreds, so one read of the device can hold far more than may
+wait. Therefore bytes are taken in small pieces; once too much is unanswered the rest stays as it came, and the device
+is not read, until answers have left.
 """
 
 import functools
@@ -15,10 +19,12 @@ from gateway.wire.framing import FrameDecoder, Oversized, Reason, encode_error, 
 
 __all__ = ["Delivery", "FramedSession", "MessageLog"]
 
-_UNCONFIRMED_MAX: Final = 256
-"""Messages of one session that may wait for the backend; 256 of 100 bytes fill a batch, more only wait in memory."""
+_UNANSWERED_MAX: Final = 256
+"""Frames of one session that may wait for their answer; 256 of 100 bytes fill a batch, more only wait in memory."""
 _UNCONFIRMED_BYTES_MAX: Final = 256 * 1024
-"""The same in bytes of payload. One message of `message_bytes_max` always fits."""
+"""Their payload while it waits for the backend. One message of `message_bytes_max` always fits."""
+_PIECE_BYTES: Final = 4096
+"""What is decoded before the bounds are looked at: so many frames may come on top of them."""
 
 
 class Delivery(Protocol):
@@ -46,8 +52,8 @@ class FramedSession:
     """
 
     __slots__ = (
-        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_finished", "_info", "_kind", "_log", "_lost",
-        "_next_answer", "_number", "_paused", "_soon", "_stopping", "_unconfirmed", "_unconfirmed_bytes", "_wall",
+        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_finished", "_held", "_info", "_kind", "_log",
+        "_lost", "_next_answer", "_number", "_paused", "_rest_counts", "_soon", "_stopping", "_unconfirmed", "_unconfirmed_bytes", "_wall",
     )  # fmt: skip
 
     def __init__(
@@ -76,29 +82,39 @@ class FramedSession:
         self._next_answer = 1
         self._early: dict[int, Reason | None] = {}
         self._answers: list[bytes] = []
+        self._held: list[memoryview] = []
         self._unconfirmed = 0
         self._unconfirmed_bytes = 0
         self._paused = False
         self._device_slow = False
         self._finished = False
+        self._rest_counts = False
         self._stopping = False
         self._lost = False
 
     def data_received(self, data: bytes) -> None:
-        """Take the frames that these bytes complete."""
-        self._take(self._decoder.feed(data))
+        """Take the frames that these bytes complete, now or when there is room for them."""
+        if len(data) <= _PIECE_BYTES and not (self._held or self._paused or self._device_slow):
+            self._take(self._decoder.feed(data))
+        else:
+            self._held.append(memoryview(data))
+            self._take_held()
 
     def device_finished(self, *, orderly: bool) -> None:
         """Answer everything that was received, then end. A rest without its end counts only after close_notify."""
-        if orderly:
-            self._take(self._decoder.finish())
         self._finished = True
+        self._rest_counts = orderly
+        self._take_held()
         self._end_if_settled()
 
     def device_lost(self) -> None:
-        """What was submitted is delivered all the same; nobody hears the answers."""
+        """What was received is delivered all the same; nobody hears the answers."""
         self._lost = True
+        self._device_slow = False
         self._answers.clear()
+        self._early.clear()
+        self._go_on()
+        self._go_on_if_room()
 
     def pause_sending(self) -> None:
         """A device that does not read its answers sends nothing more."""
@@ -108,13 +124,50 @@ class FramedSession:
     def resume_sending(self) -> None:
         """It reads again."""
         self._device_slow = False
-        if not self._paused:
-            self._device.resume_receiving()
+        self._go_on()
+        self._end_if_settled()
 
     def stop(self) -> None:
         """Refuse what comes from now on, answer what is under way, then close."""
         self._stopping = True
+        self._take_held()
         self._end_if_settled()
+
+    def _take_held(self) -> None:
+        """Take what is held as far as the bounds allow, and then the end of the device."""
+        held = self._held
+        while held and not self._paused and not self._device_slow:
+            data = held[0]
+            if len(data) > _PIECE_BYTES:
+                held[0] = data[_PIECE_BYTES:]
+            else:
+                del held[0]
+            self._take(self._decoder.feed(data[:_PIECE_BYTES]))
+        if self._rest_counts and not held:
+            self._rest_counts = False
+            self._take(self._decoder.finish())
+
+    def _go_on(self) -> None:
+        """There may be room: take what is held, then read the device again."""
+        if self._paused or self._device_slow:
+            return
+        self._take_held()
+        if not (self._paused or self._device_slow or self._lost):
+            self._device.resume_receiving()
+
+    def _go_on_if_room(self) -> None:
+        """Go on once half of what may wait has left."""
+        if (
+            self._paused
+            and self._unanswered <= _UNANSWERED_MAX // 2
+            and self._unconfirmed_bytes <= _UNCONFIRMED_BYTES_MAX // 2
+        ):
+            self._paused = False
+            self._go_on()
+
+    @property
+    def _unanswered(self) -> int:
+        return self._unconfirmed + len(self._early) + len(self._answers)
 
     def _take(self, frames: "list[bytes | Oversized]") -> None:
         received_at = self._wall()
@@ -135,7 +188,7 @@ class FramedSession:
             )
             self._delivery.submit(message, functools.partial(self._settled, number, len(frame)))
         if not self._paused and (
-            self._unconfirmed >= _UNCONFIRMED_MAX or self._unconfirmed_bytes >= _UNCONFIRMED_BYTES_MAX
+            self._unanswered >= _UNANSWERED_MAX or self._unconfirmed_bytes >= _UNCONFIRMED_BYTES_MAX
         ):
             self._paused = True
             self._device.pause_receiving()
@@ -159,19 +212,14 @@ class FramedSession:
         if reason is not None:
             self._log.rejected(reason)
         if self._lost:
-            return
-        self._answer(number, reason)
-        if (
-            self._paused
-            and self._unconfirmed <= _UNCONFIRMED_MAX // 2
-            and self._unconfirmed_bytes <= _UNCONFIRMED_BYTES_MAX // 2
-        ):
-            self._paused = False
-            if not self._device_slow:
-                self._device.resume_receiving()
+            self._go_on_if_room()
+        else:
+            self._answer(number, reason)
 
     def _answer(self, number: int, reason: Reason | None) -> None:
         """Queue the answer to frame `number` behind those of all frames before it."""
+        if self._lost:
+            return
         if number != self._next_answer:
             self._early[number] = reason
             return
@@ -198,6 +246,7 @@ class FramedSession:
             return
         if answers:
             self._device.send(answers)
+        self._go_on_if_room()
         self._end_if_settled()
 
     def _end_if_settled(self) -> None:
@@ -206,5 +255,6 @@ class FramedSession:
             and not self._lost
             and self._next_answer > self._number
             and not self._answers
+            and not self._held
         ):
             self._device.close()

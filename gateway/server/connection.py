@@ -23,7 +23,7 @@ from typing import Final, cast
 
 import structlog
 
-from gateway.errors import LimitReached, PeerError
+from gateway.errors import LimitReached, PeerError, PeerFault
 from gateway.forward.message import uuid7
 from gateway.forward.session import Bytes, DeviceInfo, RouteSession
 from gateway.registry.records import RealmRecord
@@ -37,12 +37,12 @@ from gateway.server.sessions import SessionIndex
 from gateway.server.settings import LimitsSettings
 from gateway.telemetry.metrics import Outcome
 from gateway.tls.contexts import RealmContexts
-from gateway.tls.openssl import TlsFailure
+from gateway.tls.openssl import TlsFailure, TlsVersion
 from gateway.tls.session import Data, Established, Event, Failed, PskChoice, ServerSession
 from gateway.wire.client_hello import ClientHello, OfferedPsk
 from gateway.wire.suites import suite_name
 
-__all__ = ["READ_BYTES", "DeviceConnection", "Phase", "Services"]
+__all__ = ["READ_BYTES", "STOP_S", "DeviceConnection", "Phase", "Services"]
 
 log = structlog.get_logger()
 
@@ -256,6 +256,13 @@ class DeviceConnection(asyncio.BufferedProtocol):
         """Whose key it is."""
         services = self._services
         self._resolution = services.lookup.resolve(self._realm, offered, self.address, services.wall())
+        hello = self._session.hello
+        assert hello is not None
+        if self._resolution is None and TlsVersion.TLS1_2 not in hello.versions:
+            raise PeerError(
+                PeerFault.UNKNOWN_PSK_IDENTITY,
+                "no identity that a device can have: 1 to 128 bytes of UTF-8 without control characters",
+            )
         return self._resolution
 
     # From the route: the device's end
@@ -322,8 +329,11 @@ class DeviceConnection(asyncio.BufferedProtocol):
         else:
             self._abort()
 
-    def stop(self, reason: str) -> None:
-        """End the session in an orderly way: revoked, kicked, or the gateway stops."""
+    def stop(self, reason: str, within_s: float = STOP_S) -> None:
+        """End the session in an orderly way: revoked, kicked, or the gateway stops.
+
+        What is under way has `within_s` seconds to settle, then close_notify goes out all the same.
+        """
         if self.phase is Phase.HANDSHAKE:
             self._abort()
         if self.phase is not Phase.LIVE:
@@ -337,7 +347,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
             reason=reason,
         )
         self._stopping = True
-        self._expect_within(STOP_S)
+        self._expect_within(within_s)
         assert self._route is not None
         self._route.stop()
 
@@ -435,7 +445,8 @@ class DeviceConnection(asyncio.BufferedProtocol):
 
     def _outcome_of(self, error: PeerError | LimitReached | TlsFailure) -> Outcome:
         if isinstance(error, PeerError):
-            return Outcome.PROTOCOL_ERROR
+            is_identity = error.fault is PeerFault.UNKNOWN_PSK_IDENTITY
+            return Outcome.UNKNOWN_IDENTITY if is_identity else Outcome.PROTOCOL_ERROR
         if isinstance(error, LimitReached):
             return Outcome.RATE_LIMITED
         if error.is_wrong_key:
@@ -515,9 +526,9 @@ class DeviceConnection(asyncio.BufferedProtocol):
             self.deadline = self._services.now() + self._services.settings.idle_timeout_s
 
     def _expect_within(self, seconds: float) -> None:
-        deadline = self._services.now() + seconds
-        if deadline < self.deadline:
-            self.deadline = deadline
+        now = self._services.now()
+        if now + seconds < self.deadline or self.deadline <= now:  # passed: this is the next one
+            self.deadline = now + seconds
             self._services.deadlines.bring_forward(self)
 
     def _abort(self) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import fcntl
 import os
 import platform
+import resource
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -56,6 +57,8 @@ _PUBLISH_TIMEOUT_S: Final = 30.0
 """From a cold page cache, with every live session to look at again."""
 _AFTER_DRAIN_S: Final = 5.0
 """What a child may take beyond its drain window before it is killed."""
+_OTHER_FILES: Final = 128
+"""What a worker opens beside connections: listeners, replica, backends, its control channel."""
 _KEEP_ALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 """A device that lost power is found after two minutes. Inherited by accepted sockets."""
 
@@ -104,6 +107,7 @@ class Supervisor:
         """Run until SIGTERM or SIGINT, then drain. Raises GatewayError when it cannot start, with nothing changed."""
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_locked(self._settings.data_dir))
+            _allow_open_files(self._settings.worker.limits.connections, self._worker_count)
             for listener in self._settings.worker.listeners:
                 self._sockets[listener.name] = stack.enter_context(
                     _listening(f"listeners.{listener.name}.bind", listener.bind, self._worker_count)
@@ -270,6 +274,23 @@ class Supervisor:
             log.info("listening", listener=name, address=str(Address(host, port)))
         log.info("admin_listening", address=admin_address)
         log.info("started", node=self._settings.name, workers=self._worker_count, pid=os.getpid())
+
+
+def _allow_open_files(connections: int, workers: int) -> None:
+    """Let each worker open what its share of `limits.connections` may take; children inherit it.
+
+    The usual soft limit of 1,024 is there for programs that call select(), which an event loop does not.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    needed = 2 * -(-connections // workers) + _OTHER_FILES
+    if most != resource.RLIM_INFINITY and most < needed:
+        log.warning(
+            "few_open_files",
+            allowed=most,
+            needed=needed,
+            note="raise it for this service (LimitNOFILE=) or lower limits.connections",
+        )
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from gateway.forward.route import RouteTable
 from gateway.forward.settings import BackendSettings, RouteSettings
 from gateway.registry.notices import Changed, Published
 from gateway.registry.sealing import MasterKey, Sealer
-from gateway.server.connection import DeviceConnection, Services
+from gateway.server.connection import STOP_S, DeviceConnection, Services
 from gateway.server.control import (
     Channel,
     Collect,
@@ -61,6 +61,10 @@ BACKLOG: Final = 4096
 
 GC_THRESHOLDS: Final = (20_000, 50, 50)
 """Sessions leave no cycles behind, so looking for some at every 700 objects, as is Python's default, finds nothing."""
+
+
+_SETTLE_SHARE: Final = 0.8
+"""Of the drain window: so long may backends take for what was received; the rest is for the last words."""
 
 
 class WorkerSettings(BaseModel):
@@ -248,7 +252,7 @@ class Worker:
             for sock in socks:
                 sock.close()
         for connection in self._deadlines:
-            connection.stop("the gateway stops")
+            connection.stop("the gateway stops", max(STOP_S, _SETTLE_SHARE * self._drain_s))
         while any(True for _ in self._deadlines) and self._loop.time() < deadline:  # noqa: ASYNC110 - thousands end at once
             await asyncio.sleep(TICK_S / 5)
         try:

@@ -135,9 +135,15 @@ def _failure() -> TlsFailure:
             cause = code
     if not cause:
         return TlsFailure(0, "closed by the peer")
+    reason = _lib.ERR_GET_REASON(cause)
     text = _lib.ERR_reason_error_string(cause)
     words = "unknown" if text == _ffi.NULL else _ffi.string(text).decode("ascii", "replace")
-    return TlsFailure(_lib.ERR_GET_REASON(cause), words)
+    return TlsFailure(reason, _CLEARER_WORDS.get(reason, words))
+
+
+_CLEARER_WORDS: Final = {
+    118: "TLS 1.3 with nothing to prove: it takes an identity and psk_dhe_ke"  # no suitable signature algorithm
+}
 
 
 _OPTIONS: Final = (

@@ -220,18 +220,20 @@ class ServerSession(_Session):
     def _decide(self, hello: ClientHello) -> Engine:
         """Choose version, PSK and so the context.
 
-        TLS 1.3 is taken when the hello offers it together with an identity that can be chosen; else TLS 1.2, if the
-        hello allows that. A hello that offers only TLS 1.3 and nothing to choose is left to fail in OpenSSL.
+        TLS 1.3 is taken when the hello offers it together with an identity that can be chosen, for psk_dhe_ke, the only
+        mode of any profile; else TLS 1.2, if the hello allows that (GnuTLS with `NORMAL:+PSK` offers psk_ke alone, and
+        PSK suites of TLS 1.2). What offers only TLS 1.3 and nothing of that is left to fail in OpenSSL.
         """
         assert self._policy is not None
         self.hello = hello
         self.contexts = contexts = self._policy.contexts_for(hello)
         if hello.offers_tls13:
-            if hello.psks:
+            is_tls13_alone = TlsVersion.TLS1_2 not in hello.versions
+            if hello.psks and (hello.offers_psk_dhe_ke or is_tls13_alone):
                 self._choice = self._policy.choose_psk(hello.psks)
             if self._choice is not None:
                 return contexts.tls13(self._choice.hash_name).engine(self._chosen_key)
-            if TlsVersion.TLS1_2 not in hello.versions:
+            if is_tls13_alone:
                 return contexts.tls13("sha256").engine(self._chosen_key)
         return contexts.tls12.engine(self._key_of)
 

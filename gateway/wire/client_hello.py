@@ -24,6 +24,7 @@ __all__ = ["ClientHello", "HelloScanner", "OfferedPsk", "decode_client_hello", "
 
 TLS_1_2: Final = 0x0303
 TLS_1_3: Final = 0x0304
+PSK_DHE_KE: Final = 1  # RFC 8446 section 4.2.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class ClientHello:
 
     `versions` is the supported_versions extension or, without one, the legacy_version, which stands for everything
     older too and counts as TLS 1.2 at most (RFC 8446 section 4.2.1). `server_name` is in lower case. `psks` may hold as many entries as fit
-    the hello, over a thousand: whoever looks each one up sets a bound.
+    the hello, over a thousand: whoever looks each one up sets a bound. `psk_modes` tells how the client would use them.
     """
 
     legacy_version: int
@@ -53,10 +54,16 @@ class ClientHello:
     alpn: tuple[bytes, ...]
     psks: tuple[OfferedPsk, ...]
     groups: tuple[int, ...]
+    psk_modes: tuple[int, ...] = ()
 
     @property
     def offers_tls13(self) -> bool:
         return TLS_1_3 in self.versions
+
+    @property
+    def offers_psk_dhe_ke(self) -> bool:
+        """Whether TLS 1.3 with a PSK could have forward secrecy."""
+        return PSK_DHE_KE in self.psk_modes
 
 
 class HelloScanner:
@@ -206,6 +213,7 @@ SUPPORTED_GROUPS: Final = 10  # RFC 8446 section 4.2.7
 ALPN: Final = 16  # RFC 7301 section 3.1
 PRE_SHARED_KEY: Final = 41  # RFC 8446 section 4.2.11
 SUPPORTED_VERSIONS: Final = 43  # RFC 8446 section 4.2.1
+PSK_KEY_EXCHANGE_MODES: Final = 45  # RFC 8446 section 4.2.9
 
 SESSION_ID_BYTES_MAX: Final = 32
 BINDER_BYTES_MIN: Final = 32
@@ -234,7 +242,7 @@ def _decode(body: bytes) -> ClientHello:
     if compressions == 0:
         raise _malformed("no compression method")
     extensions = _split_extensions(body, at + 1 + compressions)
-    versions, name, alpn, psks, groups = map(extensions.get, _DECODED)
+    versions, name, alpn, psks, groups, modes = map(extensions.get, _DECODED)
     return ClientHello(
         legacy_version=legacy_version,
         versions=(min(legacy_version, TLS_1_2),) if versions is None else _decode_versions(versions),
@@ -243,6 +251,7 @@ def _decode(body: bytes) -> ClientHello:
         alpn=() if alpn is None else _decode_alpn(alpn),
         psks=() if psks is None else _decode_psks(psks),
         groups=() if groups is None else _decode_groups(groups),
+        psk_modes=() if modes is None else _decode_psk_modes(modes),
     )
 
 
@@ -287,6 +296,12 @@ def _decode_groups(data: bytes) -> tuple[int, ...]:
     if size != len(data) - 2:
         raise _malformed("supported_groups of the wrong length")
     return _u16_list(data, 2, size)
+
+
+def _decode_psk_modes(data: bytes) -> tuple[int, ...]:
+    if not data[0] or data[0] != len(data) - 1:
+        raise _malformed("psk_key_exchange_modes of the wrong length")
+    return tuple(data[1:])
 
 
 def _decode_server_name(data: bytes) -> str | None:
@@ -368,4 +383,6 @@ def _decode_psks(data: bytes) -> tuple[OfferedPsk, ...]:
     return tuple(map(OfferedPsk, identities, binder_lengths))
 
 
-_DECODED: Final = (SUPPORTED_VERSIONS, SERVER_NAME, ALPN, PRE_SHARED_KEY, SUPPORTED_GROUPS)
+_DECODED: Final = (
+    SUPPORTED_VERSIONS, SERVER_NAME, ALPN, PRE_SHARED_KEY, SUPPORTED_GROUPS, PSK_KEY_EXCHANGE_MODES,
+)  # fmt: skip

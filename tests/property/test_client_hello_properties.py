@@ -41,7 +41,7 @@ words16 = st.integers(0, 0xFFFF)
 host_names = st.from_regex(r"[a-z0-9_.-]{1,40}", fullmatch=True)
 psks = st.builds(OfferedPsk, st.binary(min_size=1, max_size=140), st.integers(32, 255))
 other_extensions = st.dictionaries(
-    words16.filter(lambda kind: kind not in {0, 10, 16, 41, 43}), st.binary(max_size=40), max_size=6
+    words16.filter(lambda kind: kind not in {0, 10, 16, 41, 43, 45}), st.binary(max_size=40), max_size=6
 )
 
 
@@ -49,6 +49,7 @@ other_extensions = st.dictionaries(
 def samples(draw: st.DrawFn) -> Sample:
     versions = tuple(draw(st.lists(words16, max_size=8)))
     groups = tuple(draw(st.lists(words16, max_size=12)))
+    modes = tuple(draw(st.lists(st.integers(0, 0xFF), max_size=3)))
     alpn = tuple(draw(st.lists(st.binary(min_size=1, max_size=20), max_size=4)))
     name = draw(st.none() | host_names)
     offered = tuple(draw(st.lists(psks, max_size=3)))
@@ -60,6 +61,8 @@ def samples(draw: st.DrawFn) -> Sample:
         extensions.append(extension(43, sized(words(versions), 1)))
     if groups:
         extensions.append(extension(10, sized(words(groups))))
+    if modes:
+        extensions.append(extension(45, sized(bytes(modes), 1)))
     if alpn:
         extensions.append(extension(16, sized(b"".join(sized(each, 1) for each in alpn))))
     if name is not None:
@@ -92,6 +95,7 @@ def samples(draw: st.DrawFn) -> Sample:
         alpn=alpn,
         psks=offered,
         groups=groups,
+        psk_modes=modes,
     )
     return Sample(hello, body)
 

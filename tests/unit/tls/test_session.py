@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -163,6 +164,18 @@ def test_tls13_without_a_psk_falls_back_to_tls12() -> None:
     established = at_server[0]
     assert isinstance(established, Established)
     assert established.version == "TLSv1.2"
+
+
+def test_tls13_without_forward_secrecy_falls_back_to_tls12() -> None:
+    """The hello offers its identity for psk_ke alone, beside PSK suites of TLS 1.2."""
+    vector = Path(__file__).parents[1] / "wire" / "vectors" / "gnutls-psk-ke.hex"
+    policy = Policy(known={b"device-1": (KEY, "sha256")})
+    server = ServerSession(policy)
+    assert server.receive(bytes.fromhex(vector.read_text())) == ()
+    assert policy.asked == []
+    server_hello = server.output()[5:]
+    assert (server_hello[0], server_hello[4:6]) == (2, b"\x03\x03")
+    assert server_hello[38:41] == b"\0\0\xa8"  # no session id, PSK-AES128-GCM-SHA256
 
 
 def test_tls13_alone_without_a_psk_is_refused() -> None:

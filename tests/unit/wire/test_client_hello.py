@@ -14,7 +14,7 @@ from gateway.wire.client_hello import (
 VECTORS = Path(__file__).parent / "vectors"
 IDENTITY = OfferedPsk(b"device-1", 32)
 
-SERVER_NAME, GROUPS, ALPN, PSK, VERSIONS = 0, 10, 16, 41, 43
+SERVER_NAME, GROUPS, ALPN, PSK, VERSIONS, PSK_MODES = 0, 10, 16, 41, 43, 45
 
 
 def vector(name: str) -> bytes:
@@ -113,6 +113,10 @@ MALFORMED = {
     "groups empty": body((GROUPS, b"\x00\x00")),
     "groups odd": body((GROUPS, b"\x00\x01\x00")),
     "groups with bytes after": body((GROUPS, b"\x00\x02\x00\x1d\x00")),
+    "psk modes missing": body((PSK_MODES, b"")),
+    "psk modes empty": body((PSK_MODES, b"\x00")),
+    "psk modes cut": body((PSK_MODES, b"\x02\x01")),
+    "psk modes with bytes after": body((PSK_MODES, b"\x01\x01\x00")),
     "alpn empty": body((ALPN, b"\x00\x00")),
     "alpn with an empty name": body((ALPN, sized(b"\x00"))),
     "alpn name past the end": body((ALPN, sized(b"\x05mqtt"))),
@@ -146,6 +150,7 @@ class TestRealClients:
             ("node-tls12-psk", (0x0303,), (), "gateway.example", (b"mqtt",)),
             ("gnutls-defaults", (0x0304, 0x0303, 0x0302, 0x0301), (IDENTITY,), None, ()),
             ("gnutls-tls12-psk", (0x0303,), (), None, ()),
+            ("gnutls-psk-ke", (0x0304, 0x0303, 0x0302, 0x0301), (IDENTITY,), None, ()),
             ("mosquitto-pub", (0x0304, 0x0303), (IDENTITY,), "127.0.0.1", ()),
         ],
     )
@@ -174,6 +179,22 @@ class TestRealClients:
             "TLS_EMPTY_RENEGOTIATION_INFO_SCSV",
         ]
         assert hello.groups == (0x001D, 0x0017, 0x001E, 0x0019, 0x0018)
+
+    @pytest.mark.parametrize(
+        ("name", "modes"),
+        [
+            ("openssl-defaults", (1,)),
+            ("node-defaults", (1,)),
+            ("gnutls-defaults", (1, 0)),
+            ("gnutls-psk-ke", (0,)),
+            ("openssl-tls12-psk", ()),
+        ],
+    )
+    def test_psk_modes(self, name: str, modes: tuple[int, ...]) -> None:
+        hello = scan(vector(name))
+        assert hello is not None
+        assert hello.psk_modes == modes
+        assert hello.offers_psk_dhe_ke == (1 in modes)
 
     def test_ticket_stands_before_the_identity(self) -> None:
         hello = scan(vector("openssl-ticket-and-identity"))
