@@ -90,7 +90,14 @@ class BackendError(GatewayError):
 
 
 class BackendUnavailable(BackendError):
-    """The backend is away, full or timed out; sending again may help."""
+    """The backend is away, full or timed out; sending again may help.
+
+    `retry_after_s`: the backend asked to be left alone for so many seconds.
+    """
+
+    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class BackendRefused(BackendError):

@@ -13,7 +13,7 @@ from gateway.forward.session import DeviceEnd, DeviceInfo
 from gateway.wire.cloudevents import PayloadKind, check_payload
 from gateway.wire.framing import FrameDecoder, Oversized, Reason, encode_error, encode_ok
 
-__all__ = ["Delivery", "FramedSession", "MessageLog"]
+__all__ = ["Answer", "Delivery", "FramedSession", "MessageLog"]
 
 _UNCONFIRMED_MAX: Final = 256
 """Messages of one session that may wait for the backend; 256 of 100 bytes fill a batch, more only wait in memory."""
@@ -21,11 +21,25 @@ _UNCONFIRMED_BYTES_MAX: Final = 256 * 1024
 """The same in bytes of payload. One message of `message_bytes_max` always fits."""
 
 
+class Answer(Protocol):
+    """What becomes of a message. `reply` is what the backend answers, on a route that carries replies."""
+
+    def __call__(self, reason: Reason | None, reply: bytes | None = None, /) -> None:
+        """Must not raise."""
+
+
 class Delivery(Protocol):
     """The route's way to its backend, shared by all sessions of the worker."""
 
-    def submit(self, message: Message, done: Callable[[Reason | None], None]) -> None:
-        """Deliver; `done` is called exactly once: with None when the message is safe, else with why it is not."""
+    @property
+    def is_full(self) -> bool:
+        """Whether too much is unconfirmed: then take what is there, and read no more."""
+
+    def when_free(self, resume: Callable[[], None]) -> None:
+        """Call `resume` once, when it is not full any more."""
+
+    def submit(self, message: Message, done: "Answer") -> None:
+        """Deliver; `done` is called exactly once, never from within: None when the message is safe, else why not."""
 
 
 class MessageLog(Protocol):
@@ -46,7 +60,7 @@ class FramedSession:
     """
 
     __slots__ = (
-        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_finished", "_info", "_kind", "_log", "_lost",
+        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_finished", "_held", "_info", "_kind", "_log", "_lost",
         "_next_answer", "_number", "_paused", "_soon", "_stopping", "_unconfirmed", "_unconfirmed_bytes", "_wall",
     )  # fmt: skip
 
@@ -80,6 +94,7 @@ class FramedSession:
         self._unconfirmed_bytes = 0
         self._paused = False
         self._device_slow = False
+        self._held = False
         self._finished = False
         self._stopping = False
         self._lost = False
@@ -108,8 +123,7 @@ class FramedSession:
     def resume_sending(self) -> None:
         """It reads again."""
         self._device_slow = False
-        if not self._paused:
-            self._device.resume_receiving()
+        self._receive_again()
 
     def stop(self) -> None:
         """Refuse what comes from now on, answer what is under way, then close."""
@@ -131,7 +145,15 @@ class FramedSession:
             self._unconfirmed += 1
             self._unconfirmed_bytes += len(frame)
             message = Message(
-                info.realm, info.device, info.identity, info.group, info.session, number, received_at, frame
+                info.realm,
+                info.device,
+                info.identity,
+                info.group,
+                info.session,
+                number,
+                received_at,
+                frame,
+                info.labels,
             )
             self._delivery.submit(message, functools.partial(self._settled, number, len(frame)))
         if not self._paused and (
@@ -139,6 +161,20 @@ class FramedSession:
         ):
             self._paused = True
             self._device.pause_receiving()
+        if not self._held and self._delivery.is_full:
+            self._held = True
+            self._device.pause_receiving()
+            self._delivery.when_free(self._release)
+
+    def _release(self) -> None:
+        """The route has room again."""
+        self._held = False
+        self._receive_again()
+
+    def _receive_again(self) -> None:
+        """Read the device, unless there is another reason not to."""
+        if not (self._paused or self._held or self._device_slow or self._lost):
+            self._device.resume_receiving()
 
     def _objection(self, frame: "bytes | Oversized") -> Reason | None:
         """Why this frame is refused before any backend sees it."""
@@ -152,7 +188,7 @@ class FramedSession:
             return Reason.INVALID
         return None
 
-    def _settled(self, number: int, size: int, reason: Reason | None) -> None:
+    def _settled(self, number: int, size: int, reason: Reason | None, _reply: bytes | None = None) -> None:
         """The backend has confirmed frame `number`, or not."""
         self._unconfirmed -= 1
         self._unconfirmed_bytes -= size
@@ -167,8 +203,7 @@ class FramedSession:
             and self._unconfirmed_bytes <= _UNCONFIRMED_BYTES_MAX // 2
         ):
             self._paused = False
-            if not self._device_slow:
-                self._device.resume_receiving()
+            self._receive_again()
 
     def _answer(self, number: int, reason: Reason | None) -> None:
         """Queue the answer to frame `number` behind those of all frames before it."""

@@ -17,6 +17,7 @@ class DeviceInfo:
     identity: str
     group: str | None
     session: str
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class DeviceEnd(Protocol):

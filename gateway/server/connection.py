@@ -405,7 +405,8 @@ class DeviceConnection(asyncio.BufferedProtocol):
         )
         services.sessions.add(record.device_id, self)
         self._route = route.open_session(
-            self, DeviceInfo(realm, record.device, self.identity, record.group, self.session_id)
+            self,
+            DeviceInfo(realm, record.device, self.identity, record.group, self.session_id, record.labels),
         )
         self._resolution = None
 

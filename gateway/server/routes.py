@@ -17,7 +17,7 @@ from gateway.forward.relay import Relay
 from gateway.forward.route import Route, RouteTable
 from gateway.forward.session import DeviceEnd, DeviceInfo, RouteSession
 from gateway.telemetry.metrics import WorkerMetrics
-from gateway.wire.framing import LineDecoder, Reason
+from gateway.wire.framing import FrameDecoder, LineDecoder, Reason
 
 __all__ = ["LiveRoute", "LiveRoutes", "Spawn"]
 
@@ -107,7 +107,7 @@ class FramedRoute(LiveRoute):
         sink = SINKS[route.backend_settings.kind](
             route.backend, route.backend_settings, route.content_type, stdout_lock
         )
-        self._delivery = DirectDelivery(sink, on_attempt=self._attempted)
+        self._delivery = DirectDelivery(sink, on_attempt=self._attempted, timeout_s=route.delivery_timeout_s)
         self._route = route
         self._spawn = spawn
         self._soon = soon
@@ -123,7 +123,7 @@ class FramedRoute(LiveRoute):
         return FramedSession(
             device,
             info,
-            LineDecoder(self._message_bytes_max),
+            make_decoder(self._route.framing, self._message_bytes_max),
             self._delivery,
             self,
             kind=self._route.payload_kind,
@@ -150,8 +150,15 @@ class FramedRoute(LiveRoute):
 
     def _attempted(self, attempt: Attempt) -> None:
         self._backend_tried(attempt.duration_s, attempt.error)
-        if attempt.error is None:
-            self._count_delivered(attempt.messages)
+        self._count_delivered(attempt.delivered)
+        if attempt.refused:
+            log.warning(
+                "messages_refused",
+                backend=self._backend_name,
+                route=self.name,
+                messages=attempt.refused,
+                reason=attempt.refusal,
+            )
 
 
 class LiveRoutes:
@@ -205,3 +212,9 @@ class LiveRoutes:
         """Close every route, delivering what is pending."""
         for route in self._live.values():
             await route.close()
+
+
+def make_decoder(framing: str, message_bytes_max: int) -> FrameDecoder:
+    """What takes the device's bytes apart on a framed route."""
+    assert framing == "lines"
+    return LineDecoder(message_bytes_max)

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 
 from gateway.forward.backends.file import FileBackend
 from gateway.forward.message import Message
+from gateway.forward.receipt import Receipt
 
 __all__ = ["SINKS", "MakeSink", "Sink"]
 
@@ -20,9 +21,12 @@ class Sink(Protocol):
         """Get ready. Raises BackendUnavailable; the sink may then still be delivered to, and must be closed."""
         ...
 
-    async def deliver(self, batch: Sequence[Message]) -> None:
-        """Return when every message is safe. Raises BackendUnavailable or BackendRefused for all of them; sending
-        them again may then give duplicates.
+    async def deliver(self, batch: Sequence[Message]) -> Receipt | None:
+        """Return when every message is safe, or the Receipt that tells which are.
+
+        Raises BackendUnavailable when nothing is known of any of them; sending them again may then give duplicates.
+        Raises BackendRefused when some of them will never be taken and the backend does not tell which; the caller
+        then sends smaller batches. May be cancelled at any time, and works again after that.
         """
         ...
 
