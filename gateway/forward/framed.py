@@ -2,16 +2,30 @@
 
 Every frame gets a number, refused ones too. Its answer waits until all earlier frames have theirs: the backend confirms
 in order, but a refusal is known at once and may not overtake. While too much is unconfirmed the device is not read.
+Commands go to the device between the answers, whenever they come.
 """
 
 import functools
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from gateway.errors import ControlError
 from gateway.forward.message import Message
 from gateway.forward.session import DeviceEnd, DeviceInfo
 from gateway.wire.cloudevents import PayloadKind, check_payload
-from gateway.wire.framing import FrameDecoder, Oversized, Reason, encode_error, encode_ok
+from gateway.wire.framing import (
+    Frame,
+    FrameDecoder,
+    Oversized,
+    Reason,
+    Truncated,
+    encode_command,
+    encode_error,
+    encode_line,
+    encode_ok,
+    encode_reply,
+    split_message_id,
+)
 
 __all__ = ["Answer", "Delivery", "FramedSession", "MessageLog"]
 
@@ -51,16 +65,22 @@ class MessageLog(Protocol):
     def rejected(self, reason: Reason) -> None:
         """A frame was refused."""
 
+    def reply_dropped(self, why: str) -> None:
+        """The backend's reply does not fit the framing of the route: the device was told `ok` in its place."""
+
 
 class FramedSession:
     """One session of a framed route, a `RouteSession`.
 
+    `decoder` takes apart what the device sends, `encode` makes a frame of what it is told. With `has_message_ids`
+    each frame begins with an id of the device's own.
     `wall` gives Unix seconds for the receive time; `soon` runs a function after what the event loop does now, so that
     the answers to a batch leave in one record.
     """
 
     __slots__ = (
-        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_finished", "_held", "_info", "_kind", "_log", "_lost",
+        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_encode", "_finished", "_has_ids", "_held", "_info",
+        "_kind", "_log", "_lost",
         "_next_answer", "_number", "_paused", "_soon", "_stopping", "_unconfirmed", "_unconfirmed_bytes", "_wall",
     )  # fmt: skip
 
@@ -76,6 +96,8 @@ class FramedSession:
         ack: bool,
         wall: Callable[[], float],
         soon: Callable[[Callable[[], None]], object],
+        encode: Callable[[bytes], bytes] = encode_line,
+        has_message_ids: bool = False,
     ) -> None:
         self._device = device
         self._info = info
@@ -88,7 +110,9 @@ class FramedSession:
         self._soon = soon
         self._number = 0
         self._next_answer = 1
-        self._early: dict[int, Reason | None] = {}
+        self._early: dict[int, bytes] = {}
+        self._encode = encode
+        self._has_ids = has_message_ids
         self._answers: list[bytes] = []
         self._unconfirmed = 0
         self._unconfirmed_bytes = 0
@@ -130,32 +154,30 @@ class FramedSession:
         self._stopping = True
         self._end_if_settled()
 
-    def _take(self, frames: "list[bytes | Oversized]") -> None:
+    def send_command(self, command_id: str, payload: bytes) -> None:
+        """Frame a command to the device. Raises ControlError when this route or this device cannot take it."""
+        if self._device_slow:
+            raise ControlError("the device does not read what is sent to it: try again later")
+        try:
+            frame = self._encode(encode_command(command_id, payload))
+        except ValueError as exc:
+            raise ControlError(f"the payload cannot be sent: {exc}") from exc
+        self._device.send(frame)
+
+    def _take(self, frames: list[Frame]) -> None:
         received_at = self._wall()
-        info = self._info
         for frame in frames:
             self._number = number = self._number + 1
             self._log.received()
-            reason = self._objection(frame)
-            if reason is not None:
-                self._log.rejected(reason)
-                self._answer(number, reason)
+            message = self._message(number, received_at, frame)
+            if isinstance(message, Reason):
+                self._log.rejected(message)
+                self._answer(number, self._refusal(number, message))
                 continue
-            assert not isinstance(frame, Oversized)
+            size = len(message.payload)
             self._unconfirmed += 1
-            self._unconfirmed_bytes += len(frame)
-            message = Message(
-                info.realm,
-                info.device,
-                info.identity,
-                info.group,
-                info.session,
-                number,
-                received_at,
-                frame,
-                info.labels,
-            )
-            self._delivery.submit(message, functools.partial(self._settled, number, len(frame)))
+            self._unconfirmed_bytes += size
+            self._delivery.submit(message, functools.partial(self._settled, number, size))
         if not self._paused and (
             self._unconfirmed >= _UNCONFIRMED_MAX or self._unconfirmed_bytes >= _UNCONFIRMED_BYTES_MAX
         ):
@@ -176,19 +198,36 @@ class FramedSession:
         if not (self._paused or self._held or self._device_slow or self._lost):
             self._device.resume_receiving()
 
-    def _objection(self, frame: "bytes | Oversized") -> Reason | None:
-        """Why this frame is refused before any backend sees it."""
+    def _message(self, number: int, received_at: float, frame: Frame) -> Message | Reason:
+        """The message that a frame is, or why it is refused before any backend sees it."""
         if self._stopping:
             return Reason.STOPPING
         if isinstance(frame, Oversized):
             return Reason.TOO_LONG
+        if isinstance(frame, Truncated):
+            return Reason.INVALID
+        message_id = None
         try:
+            if self._has_ids:
+                message_id, frame = split_message_id(frame)
             check_payload(frame, self._kind)
         except ValueError:
             return Reason.INVALID
-        return None
+        info = self._info
+        return Message(
+            info.realm,
+            info.device,
+            info.identity,
+            info.group,
+            info.session,
+            number,
+            received_at,
+            frame,
+            info.labels,
+            message_id,
+        )
 
-    def _settled(self, number: int, size: int, reason: Reason | None, _reply: bytes | None = None) -> None:
+    def _settled(self, number: int, size: int, reason: Reason | None, reply: bytes | None = None) -> None:
         """The backend has confirmed frame `number`, or not."""
         self._unconfirmed -= 1
         self._unconfirmed_bytes -= size
@@ -196,7 +235,9 @@ class FramedSession:
             self._log.rejected(reason)
         if self._lost:
             return
-        self._answer(number, reason)
+        self._answer(
+            number, self._confirmation(number, reply) if reason is None else self._refusal(number, reason)
+        )
         if (
             self._paused
             and self._unconfirmed <= _UNCONFIRMED_MAX // 2
@@ -205,25 +246,38 @@ class FramedSession:
             self._paused = False
             self._receive_again()
 
-    def _answer(self, number: int, reason: Reason | None) -> None:
-        """Queue the answer to frame `number` behind those of all frames before it."""
+    def _refusal(self, number: int, reason: Reason) -> bytes:
+        return self._encode(encode_error(number, reason))
+
+    def _confirmation(self, number: int, reply: bytes | None) -> bytes:
+        """`reply`, or `ok` when there is none or it does not fit: the message is safe either way."""
+        if reply:
+            try:
+                return self._encode_reply(number, reply)
+            except ValueError as exc:
+                self._log.reply_dropped(str(exc))
+        return self._encode(encode_ok(number)) if self._ack else b""
+
+    def _encode_reply(self, number: int, reply: bytes) -> bytes:
+        """A line break at the end of a body is no part of what it says: without it the body may fit a line."""
+        try:
+            return self._encode(encode_reply(number, reply))
+        except ValueError:
+            return self._encode(encode_reply(number, reply.rstrip(b"\r\n")))
+
+    def _answer(self, number: int, answer: bytes) -> None:
+        """Queue the answer to frame `number` (empty: there is none) behind those of all frames before it."""
         if number != self._next_answer:
-            self._early[number] = reason
+            self._early[number] = answer
             return
         if not self._answers:
             self._soon(self._flush)
-        self._queue(number, reason)
+        self._answers.append(answer)
         number += 1
         while number in self._early:
-            self._queue(number, self._early.pop(number))
+            self._answers.append(self._early.pop(number))
             number += 1
         self._next_answer = number
-
-    def _queue(self, number: int, reason: Reason | None) -> None:
-        if reason is not None:
-            self._answers.append(encode_error(number, reason))
-        else:
-            self._answers.append(encode_ok(number) if self._ack else b"")
 
     def _flush(self) -> None:
         """Send the answers that are due, in one record."""

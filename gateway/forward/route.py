@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from pydantic import SecretStr
+
 from gateway.errors import ConfigurationError
 from gateway.forward.settings import BackendSettings, RouteMatch, RouteSettings, SpoolSettings
 from gateway.wire.cloudevents import PayloadKind, payload_kind
@@ -61,6 +63,7 @@ class Route:
     content_type: str
     payload_kind: PayloadKind
     message_id: str | None
+    mqtt_password: SecretStr | None
     delivery_timeout_s: float
     device_messages_per_s: float
     device_bytes_per_s: float
@@ -128,6 +131,14 @@ def _check_route(settings: RouteSettings, backends: Mapping[str, BackendSettings
         raise ConfigurationError(
             f'routes.{settings.name}.spool: it has no effect: write delivery = "spooled", or remove it'
         )
+    if settings.mqtt_password is not None and settings.framing != "mqtt":
+        raise ConfigurationError(
+            f'routes.{settings.name}.mqtt_password: it has no effect: write framing = "mqtt", or remove it'
+        )
+    if settings.message_id is not None and settings.framing not in _MESSAGES:
+        raise ConfigurationError(
+            f"routes.{settings.name}.message_id: framing = {settings.framing} has no messages: remove it"
+        )
     row = _find_combination(settings, _label(backend))
     return Route(
         name=settings.name,
@@ -139,6 +150,7 @@ def _check_route(settings: RouteSettings, backends: Mapping[str, BackendSettings
         content_type=settings.content_type,
         payload_kind=payload_kind(settings.content_type),
         message_id=settings.message_id,
+        mqtt_password=settings.mqtt_password,
         delivery_timeout_s=settings.delivery_timeout_s,
         device_messages_per_s=settings.device_messages_per_s,
         device_bytes_per_s=settings.device_bytes_per_s,

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from gateway.forward.backends.file import FileSettings
 from gateway.forward.backends.tcp import TcpSettings
+from gateway.forward.secrets import Secret
 
 __all__ = ["BackendSettings", "RouteMatch", "RouteSettings", "SpoolSettings"]
 
@@ -168,4 +169,11 @@ class RouteSettings(BaseModel):
             "how they stand in an event."
         ),
     ] = "application/octet-stream"
+    mqtt_password: Annotated[
+        Secret | None,
+        Field(
+            description='With `framing = "mqtt"`: the password that every CONNECT gets, beside the device\'s name as user '
+            "name. Default: none, then the device's own is taken out, too."
+        ),
+    ] = None
     backend: Annotated[Name, Field(description="Name of the backend, as in `[backends.NAME]`.")]

@@ -90,6 +90,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         "_in_flight",
         "_listener",
         "_live_route",
+        "_opening",
         "_peer_finished",
         "_receiving",
         "_resolution",
@@ -126,6 +127,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._accepted_at = 0.0
         self._since = 0.0
         self._in_flight = False
+        self._opening = False
         self._receiving = False
         self._finished = False
         self._peer_finished = False
@@ -177,7 +179,8 @@ class DeviceConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take what the device sent."""
         if self.phase is Phase.LIVE:
-            self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+            if not self._opening:
+                self.deadline = self._services.now() + self._services.settings.idle_timeout_s
         elif self.phase is not Phase.HANDSHAKE:
             return
         for event in self._session.receive(_read_buffer[:nbytes]):
@@ -260,7 +263,8 @@ class DeviceConnection(asyncio.BufferedProtocol):
         assert self._live_route is not None
         self.sent_bytes += len(data)
         self._live_route.count_sent_bytes(len(data))
-        self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+        if not self._opening:
+            self.deadline = self._services.now() + self._services.settings.idle_timeout_s
         self._session.send(data)
         self._flush()
 
@@ -278,6 +282,11 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self.finish()
         if self.phase is Phase.LIVE:
             self._linger()
+
+    def opened(self) -> None:
+        """The deadline of the first message is met."""
+        self._opening = False
+        self.deadline = self._services.now() + self._services.settings.idle_timeout_s
 
     def pause_receiving(self) -> None:
         """Do not read the device."""
@@ -400,8 +409,11 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._handshake_ended(Outcome.OK, "")
         self.phase = Phase.LIVE
         self._receiving = True
+        self._opening = route.has_opening
         self.deadline = now + (
-            services.settings.first_message_timeout_s if route.is_framed else services.settings.idle_timeout_s
+            services.settings.first_message_timeout_s
+            if route.is_framed or route.has_opening
+            else services.settings.idle_timeout_s
         )
         services.sessions.add(record.device_id, self)
         self._route = route.open_session(

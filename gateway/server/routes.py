@@ -13,11 +13,13 @@ from gateway.forward.backends import SINKS
 from gateway.forward.backends.tcp import TcpBackend, TcpSettings
 from gateway.forward.delivery import Attempt, DirectDelivery
 from gateway.forward.framed import FramedSession
+from gateway.forward.mqtt import MqttSession
 from gateway.forward.relay import Relay
 from gateway.forward.route import Route, RouteTable
 from gateway.forward.session import DeviceEnd, DeviceInfo, RouteSession
 from gateway.telemetry.metrics import WorkerMetrics
-from gateway.wire.framing import FrameDecoder, LineDecoder, Reason
+from gateway.wire.framing import Reason
+from gateway.wire.framings import FRAMINGS
 
 __all__ = ["LiveRoute", "LiveRoutes", "Spawn"]
 
@@ -31,6 +33,8 @@ class LiveRoute:
     """One route of one worker."""
 
     is_framed = False
+    has_opening = False
+    """Whether a session begins with something that has to be whole before the deadline of the first message."""
 
     def __init__(self, route: Route, metrics: WorkerMetrics) -> None:
         self.name: Final = route.name
@@ -88,6 +92,40 @@ class StreamRoute(LiveRoute):
         self._backend_tried(duration_s, error)
 
 
+class MqttRoute(StreamRoute):
+    """MQTT to a broker, one connection for each session; only CONNECT is read."""
+
+    has_opening = True
+
+    def __init__(self, route: Route, settings: TcpSettings, metrics: WorkerMetrics, spawn: Spawn) -> None:
+        super().__init__(route, settings, metrics, spawn)
+        self._password = None if route.mqtt_password is None else route.mqtt_password.get_secret_value()
+        self.connect_received = metrics.messages_received.labels(route.name).inc
+        self._rejected = {
+            reason: metrics.messages_rejected.labels(route.name, reason.value).inc for reason in Reason
+        }
+
+    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:
+        """Wait for CONNECT, and connect to the broker then."""
+
+        def begin(relay: Relay) -> None:
+            relay.connecting = self._spawn(relay.connect(self._backend))
+
+        return MqttSession(device, info, self, password=self._password, begin=begin)
+
+    def connect_refused(self, info: DeviceInfo, reason: Reason, detail: str) -> None:
+        """Count a CONNECT that was refused, and say why."""
+        self._rejected[reason]()
+        log.info(
+            "mqtt_connect_refused",
+            route=self.name,
+            device=info.device,
+            realm=info.realm,
+            session=info.session,
+            reason=detail,
+        )
+
+
 class FramedRoute(LiveRoute):
     """Messages to a sink, shared by all sessions of the worker."""
 
@@ -112,8 +150,10 @@ class FramedRoute(LiveRoute):
         self._spawn = spawn
         self._soon = soon
         self._message_bytes_max = message_bytes_max
+        self._framing = FRAMINGS[route.framing]
         self.received = metrics.messages_received.labels(route.name).inc
         self._count_delivered = metrics.messages_delivered.labels(route.name, route.backend).inc
+        self._count_reply_dropped = metrics.replies_dropped.labels(route.name).inc
         self._rejected = {
             reason: metrics.messages_rejected.labels(route.name, reason.value).inc for reason in Reason
         }
@@ -123,13 +163,15 @@ class FramedRoute(LiveRoute):
         return FramedSession(
             device,
             info,
-            make_decoder(self._route.framing, self._message_bytes_max),
+            self._framing.decoder(self._message_bytes_max),
             self._delivery,
             self,
             kind=self._route.payload_kind,
             ack=self._route.ack,
             wall=time.time,
             soon=self._soon,
+            encode=self._framing.encode,
+            has_message_ids=self._route.message_id is not None,
         )
 
     async def open(self) -> None:
@@ -147,6 +189,11 @@ class FramedRoute(LiveRoute):
     def rejected(self, reason: Reason) -> None:
         """Count a refused frame."""
         self._rejected[reason]()
+
+    def reply_dropped(self, why: str) -> None:
+        """A reply that the framing cannot carry."""
+        self._count_reply_dropped()
+        log.debug("reply_dropped", route=self.name, reason=why)
 
     def _attempted(self, attempt: Attempt) -> None:
         self._backend_tried(attempt.duration_s, attempt.error)
@@ -178,7 +225,8 @@ class LiveRoutes:
         self._live: dict[str, LiveRoute] = {}
         for route in table.routes:
             if isinstance(route.backend_settings, TcpSettings):
-                self._live[route.name] = StreamRoute(route, route.backend_settings, metrics, spawn)
+                make = MqttRoute if route.framing == "mqtt" else StreamRoute
+                self._live[route.name] = make(route, route.backend_settings, metrics, spawn)
             else:
                 self._live[route.name] = FramedRoute(
                     route,
@@ -212,9 +260,3 @@ class LiveRoutes:
         """Close every route, delivering what is pending."""
         for route in self._live.values():
             await route.close()
-
-
-def make_decoder(framing: str, message_bytes_max: int) -> FrameDecoder:
-    """What takes the device's bytes apart on a framed route."""
-    assert framing == "lines"
-    return LineDecoder(message_bytes_max)

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 
 import gateway
 from gateway.errors import ConfigurationError, ControlError
+from gateway.forward.secrets import REVEAL
 from gateway.registry.notices import Changed, Published
 from gateway.server.admin import Admin
 from gateway.server.children import Child
@@ -195,7 +196,7 @@ class Supervisor:
 
     def _worker_configuration(self, number: int) -> Callable[[], Configure]:
         sockets = {name: [sock.fileno() for sock in socks] for name, socks in self._sockets.items()}
-        settings = self._settings.worker.model_dump_json().encode()
+        settings = self._settings.worker.model_dump_json(context=REVEAL).encode()
         return lambda: Configure(settings, number, self._worker_count, sockets)
 
     def _worker_started(self, worker: Child) -> None:

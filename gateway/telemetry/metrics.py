@@ -122,6 +122,12 @@ class WorkerMetrics:
             ["route", "reason"],
             registry=registry,
         )
+        self.replies_dropped = Counter(
+            "pskgw_replies_dropped",
+            "Replies of backends that the framing of the route cannot carry; the device was told ok instead.",
+            ["route"],
+            registry=registry,
+        )
         self.backend_duration = Histogram(
             "pskgw_backend_duration_seconds",
             "Time of one delivery of a batch, or of one connection attempt of a stream route.",
