@@ -127,7 +127,7 @@ def _check_route(settings: RouteSettings, backends: Mapping[str, BackendSettings
         raise ConfigurationError(
             f"routes.{settings.name}.backend: there is no [backends.{settings.backend}] (there is: {known})"
         )
-    if settings.delivery != "spooled" and "spool" in settings.model_fields_set:
+    if settings.delivery != "spooled" and settings.spool != SpoolSettings():
         raise ConfigurationError(
             f'routes.{settings.name}.spool: it has no effect: write delivery = "spooled", or remove it'
         )

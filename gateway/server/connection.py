@@ -410,7 +410,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self.phase = Phase.LIVE
         self._receiving = True
         self._opening = route.has_opening
-        self.deadline = now + (
+        self._expect_from_now_on(
             services.settings.first_message_timeout_s
             if route.is_framed or route.has_opening
             else services.settings.idle_timeout_s
@@ -514,6 +514,12 @@ class DeviceConnection(asyncio.BufferedProtocol):
         deadline = self._services.now() + seconds
         if deadline < self.deadline:
             self.deadline = deadline
+            self._services.deadlines.bring_forward(self)
+
+    def _expect_from_now_on(self, seconds: float) -> None:
+        """Put another deadline in the place of the one there is, earlier or later."""
+        filed, self.deadline = self.deadline, self._services.now() + seconds
+        if self.deadline < filed:
             self._services.deadlines.bring_forward(self)
 
     def _abort(self) -> None:
