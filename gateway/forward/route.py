@@ -38,7 +38,7 @@ COMBINATIONS: Final = (
         Combination(framing, backend, delivery, ack=(True, False), reply=(False,))
         for framing in _MESSAGES
         for backend in _CONFIRMING
-        for delivery in ("direct",)
+        for delivery in ("direct", "spooled")
     ),
     *(Combination(framing, "http", "direct", ack=(True,), reply=(True,)) for framing in _MESSAGES),
     *(

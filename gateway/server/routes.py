@@ -14,6 +14,8 @@ from gateway.forward.backends.tcp import TcpBackend, TcpSettings
 from gateway.forward.delivery import Attempt, DirectDelivery
 from gateway.forward.framed import FramedSession
 from gateway.forward.mqtt import MqttSession
+from gateway.forward.outbox import SpooledDelivery
+from gateway.forward.rate import DeviceRates
 from gateway.forward.relay import Relay
 from gateway.forward.route import Route, RouteTable
 from gateway.forward.session import DeviceEnd, DeviceInfo, RouteSession
@@ -54,6 +56,11 @@ class LiveRoute:
 
     async def close(self) -> None:
         """Deliver what is pending and let go."""
+
+    @property
+    def spool(self) -> SpooledDelivery | None:
+        """The spool of a spooled route."""
+        return None
 
     def _backend_tried(self, duration_s: float, error: Exception | None) -> None:
         """Count a try, and log when the backend goes away or comes back: once, not per message."""
@@ -139,13 +146,33 @@ class FramedRoute(LiveRoute):
         *,
         message_bytes_max: int,
         stdout_lock: Path,
+        spool_dir: Path,
+        workers: int,
         soon: Callable[[Callable[[], None]], object],
     ) -> None:
         super().__init__(route, metrics)
         sink = SINKS[route.backend_settings.kind](
             route.backend, route.backend_settings, route.content_type, stdout_lock
         )
-        self._delivery = DirectDelivery(sink, on_attempt=self._attempted, timeout_s=route.delivery_timeout_s)
+        self._delivery: DirectDelivery | SpooledDelivery
+        if route.delivery == "spooled":
+            self._delivery = SpooledDelivery(
+                sink,
+                spool_dir / route.name,
+                route.spool,
+                workers=workers,
+                timeout_s=route.delivery_timeout_s,
+                on_attempt=self._attempted,
+                on_commit=metrics.outbox_commit_duration.labels(route.name).observe,
+            )
+            _watch(self._delivery, route.name, metrics)
+        else:
+            self._delivery = DirectDelivery(
+                sink, on_attempt=self._attempted, timeout_s=route.delivery_timeout_s
+            )
+        self._rates = DeviceRates(
+            route.device_messages_per_s, route.device_bytes_per_s, message_bytes_max, time.monotonic
+        )
         self._route = route
         self._spawn = spawn
         self._soon = soon
@@ -164,7 +191,7 @@ class FramedRoute(LiveRoute):
             device,
             info,
             self._framing.decoder(self._message_bytes_max),
-            self._delivery,
+            self._rates.limit(self._delivery, info),
             self,
             kind=self._route.payload_kind,
             ack=self._route.ack,
@@ -185,6 +212,11 @@ class FramedRoute(LiveRoute):
     async def close(self) -> None:
         """Deliver what is pending, close the sink."""
         await self._delivery.aclose()
+
+    @property
+    def spool(self) -> SpooledDelivery | None:
+        """The spool, when the route has one."""
+        return self._delivery if isinstance(self._delivery, SpooledDelivery) else None
 
     def rejected(self, reason: Reason) -> None:
         """Count a refused frame."""
@@ -219,6 +251,8 @@ class LiveRoutes:
         *,
         message_bytes_max: int,
         stdout_lock: Path,
+        spool_dir: Path,
+        workers: int,
         soon: Callable[[Callable[[], None]], object],
     ) -> None:
         self._table = table
@@ -234,8 +268,11 @@ class LiveRoutes:
                     spawn,
                     message_bytes_max=message_bytes_max,
                     stdout_lock=stdout_lock,
+                    spool_dir=spool_dir,
+                    workers=workers,
                     soon=soon,
                 )
+        self._spool_dir = spool_dir
         self.alpn: Final = tuple(name.encode("ascii") for name in table.alpn_names)
 
     def choose(
@@ -252,11 +289,39 @@ class LiveRoutes:
         return None if route is None else self._live[route.name]
 
     async def open(self) -> None:
-        """Open every route."""
+        """Open every route, and complain of spools that belong to none."""
         for route in self._live.values():
             await route.open()
+        self._look_for_strays()
 
     async def close(self) -> None:
-        """Close every route, delivering what is pending."""
-        for route in self._live.values():
-            await route.close()
+        """Close every route, delivering what is pending. One whose backend hangs does not keep the others."""
+        await asyncio.gather(*(route.close() for route in self._live.values()))
+
+    def spools(self, name: str | None = None) -> dict[str, SpooledDelivery]:
+        """The spools of all routes, or of the one of this name."""
+        found = {route.name: route.spool for route in self._live.values() if name in (None, route.name)}
+        return {route: spool for route, spool in found.items() if spool is not None}
+
+    def _look_for_strays(self) -> None:
+        """Messages that were acknowledged on a route which is not there any more, or is not spooled any more."""
+        if not self._spool_dir.is_dir():
+            return
+        spools = self.spools()
+        for folder in sorted(self._spool_dir.iterdir()):
+            if folder.name not in spools and any(folder.glob("*.db")):
+                log.error(
+                    "spool_without_route",
+                    route=folder.name,
+                    folder=str(folder),
+                    advice=f'messages may wait there: configure a route {folder.name} with delivery = "spooled" until it is '
+                    "empty, or remove the folder",
+                )
+
+
+def _watch(spool: SpooledDelivery, route: str, metrics: WorkerMetrics) -> None:
+    metrics.outbox_messages.labels(route).set_function(lambda: spool.messages)
+    metrics.outbox_bytes.labels(route).set_function(lambda: spool.bytes)
+    metrics.outbox_oldest.labels(route).set_function(lambda: spool.oldest_s)
+    metrics.outbox_dead.labels(route).set_function(lambda: spool.dead_count)
+    metrics.outbox_damaged.labels(route).set_function(lambda: spool.damaged_messages)

@@ -98,6 +98,8 @@ class Worker:
             self._spawn,
             message_bytes_max=settings.limits.message_bytes_max,
             stdout_lock=settings.data_dir / "stdout.lock",
+            spool_dir=settings.data_dir / "spool",
+            workers=workers,
             soon=self._loop.call_soon,
         )
         self._sessions: SessionIndex[DeviceConnection] = SessionIndex()
