@@ -70,6 +70,8 @@ class SpooledDelivery:
         self._window = Window(WINDOW_BYTES_MAX)
         self._turn = asyncio.Lock()
         self._own: Outbox | None = None
+        self._early: list[tuple[Message, Answer]] | None = []
+        self._held: list[Callable[[], None]] = []
         self._deliverers: list[Deliverer] = []
         self._tasks: dict[Deliverer, asyncio.Task[None]] = {}
         self._running: asyncio.Task[None] | None = None
@@ -108,18 +110,23 @@ class SpooledDelivery:
     @property
     def is_full(self) -> bool:
         """Whether sessions are to pause."""
-        return self._window.is_full
+        return self._early is not None or self._window.is_full
 
     def when_free(self, resume: Callable[[], None]) -> None:
         """Call `resume` once, when they need not any more."""
-        self._window.when_free(resume)
+        if self._early is not None:
+            self._held.append(resume)
+        else:
+            self._window.when_free(resume)
 
     def submit(self, message: Message, done: Answer) -> None:
-        """Take a message, and answer when it is on the disk."""
-        if self._own is None:
-            asyncio.get_running_loop().call_soon(done, Reason.UNAVAILABLE)
-        else:
+        """Take a message, and answer when it is on the disk. What comes while the spool is being opened waits."""
+        if self._own is not None:
             self._own.submit(message, done)
+        elif self._early is not None:
+            self._early.append((message, done))
+        else:
+            asyncio.get_running_loop().call_soon(done, Reason.UNAVAILABLE)
 
     # Life
 
@@ -171,8 +178,14 @@ class SpooledDelivery:
             claim = await asyncio.to_thread(self._folder.take)
         except OSError as exc:
             log.error("spool_unusable", folder=str(self._folder.path), reason=exc.strerror)
-            return
-        self._own = await self._add(claim)
+        else:
+            self._own = await self._add(claim)
+        early, self._early = self._early, None
+        for message, done in early or ():
+            self.submit(message, done)
+        held, self._held = self._held, []
+        for resume in held:
+            resume()
 
     async def _adopt(self) -> None:
         """Take over what others left behind, and remove what is done."""
@@ -185,8 +198,7 @@ class SpooledDelivery:
                 await asyncio.wait([task])
                 await outbox.aclose(remove=True)
                 log.info("spool_done", spool=outbox.name)
-        claim = await asyncio.to_thread(self._ownerless)
-        if claim is not None:
+        while (claim := await asyncio.to_thread(self._ownerless)) is not None:
             log.info("spool_adopted", spool=claim.database.name)
             await self._add(claim)
 
