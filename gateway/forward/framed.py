@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from gateway.errors import ControlError
+from gateway.errors import ControlError, LimitReached
 from gateway.forward.message import Message
 from gateway.forward.session import DeviceEnd, DeviceInfo
 from gateway.wire.cloudevents import PayloadKind, check_payload
@@ -155,9 +155,9 @@ class FramedSession:
         self._end_if_settled()
 
     def send_command(self, command_id: str, payload: bytes) -> None:
-        """Frame a command to the device. Raises ControlError when this route or this device cannot take it."""
+        """Frame a command to the device. Raises ControlError when it does not fit, LimitReached while nothing is read."""
         if self._device_slow:
-            raise ControlError("the device does not read what is sent to it: try again later")
+            raise LimitReached("the device does not read what is sent to it: try again later")
         try:
             frame = self._encode(encode_command(command_id, payload))
         except ValueError as exc:

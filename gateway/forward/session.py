@@ -61,7 +61,9 @@ class RouteSession(Protocol):
         """The device reads again."""
 
     def send_command(self, command_id: str, payload: bytes) -> None:
-        """Send a command to the device between whatever else it is sent. Raises ControlError when that cannot be."""
+        """Send a command to the device between whatever else it is sent. Raises ControlError when that
+        cannot be, LimitReached when it cannot be just now.
+        """
 
     def stop(self) -> None:
         """The gateway ends the session: take no more, settle what is under way, then `DeviceEnd.close`."""

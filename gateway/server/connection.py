@@ -17,15 +17,19 @@ Deadlines are the worker's: `deadline` moves with the traffic, and `deadline_pas
 import asyncio
 import dataclasses
 import enum
+import fcntl
 import os
+import struct
+import termios
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 import structlog
 
-from gateway.errors import LimitReached, PeerError
+from gateway.errors import ControlError, LimitReached, PeerError
 from gateway.forward.message import uuid7
 from gateway.forward.session import Bytes, DeviceInfo, RouteSession
+from gateway.server.commands import CommandSender
 from gateway.server.control import SessionInfo
 from gateway.server.deadlines import Deadlines
 from gateway.server.limits import ConnectionLimits
@@ -54,6 +58,8 @@ LINGER_S: Final = 2.0
 STOP_S: Final = 0.5
 """How long a session that the gateway ends may take to settle what is under way."""
 
+_INT: Final = struct.Struct("i")
+
 _read_buffer = memoryview(bytearray(READ_BYTES))
 """One for all connections of the process: the bytes are decrypted before the event loop reads again."""
 
@@ -79,6 +85,7 @@ class Services:
     lookup: DeviceLookup
     routes: LiveRoutes
     sessions: "SessionIndex[DeviceConnection]"
+    commands: CommandSender
 
 
 class DeviceConnection(asyncio.BufferedProtocol):
@@ -98,6 +105,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         "_services",
         "_session",
         "_since",
+        "_transmitted",
         "_transport",
         "address",
         "cipher",
@@ -126,6 +134,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._resolution: Resolution | None = None
         self._accepted_at = 0.0
         self._since = 0.0
+        self._transmitted = 0
         self._in_flight = False
         self._opening = False
         self._receiving = False
@@ -200,6 +209,9 @@ class DeviceConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, whoever ended it."""
+        if self.session_id:
+            self._services.sessions.remove(self.device_id, self)
+            self._services.commands.gone(self)  # before the socket is closed: what was acknowledged?
         phase, self.phase = self.phase, Phase.GONE
         if not self._accepted_at:
             return
@@ -210,7 +222,6 @@ class DeviceConnection(asyncio.BufferedProtocol):
         services.limits.release(self.address)
         self._listener.connections -= 1
         if self.session_id:
-            services.sessions.remove(self.device_id, self)
             assert self._route is not None
             self._route.device_lost()
             log.debug(
@@ -342,6 +353,35 @@ class DeviceConnection(asyncio.BufferedProtocol):
         assert self._route is not None
         self._route.stop()
 
+    @property
+    def takes_commands(self) -> bool:
+        """Whether it is live, on a route that has commands."""
+        return (
+            self.phase is Phase.LIVE
+            and not self._finished
+            and self._live_route is not None
+            and self._live_route.is_framed
+        )
+
+    def send_command(self, command_id: str, payload: bytes) -> int:
+        """Send a command; gives the mark that `has_acknowledged` takes. Raises ControlError or LimitReached."""
+        if self.phase is not Phase.LIVE or self._finished or self._route is None:
+            raise ControlError("the session is ending")
+        self._route.send_command(command_id, payload)
+        return self._transmitted
+
+    def has_acknowledged(self, mark: int) -> bool | None:
+        """Whether the device's TCP has acknowledged everything up to `mark`; None when the connection is gone."""
+        if self.phase is Phase.GONE or self._transport is None:
+            return None
+        waiting = self._transport.get_write_buffer_size()
+        sock = self._transport.get_extra_info("socket")
+        try:
+            (unacknowledged,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+        except OSError:  # closed, and we are told of it in a moment
+            return None
+        return bool(self._transmitted - waiting - unacknowledged >= mark)
+
     def describe(self) -> SessionInfo:
         """For `gatewayctl list-sessions`."""
         return SessionInfo(
@@ -421,6 +461,8 @@ class DeviceConnection(asyncio.BufferedProtocol):
             DeviceInfo(realm, record.device, self.identity, record.group, self.session_id, record.labels),
         )
         self._resolution = None
+        if route.is_framed:
+            services.commands.connected(self)
 
     def _failed(self, error: PeerError | LimitReached | TlsFailure) -> None:
         """The session is over; what `output` holds is the alert."""
@@ -488,6 +530,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         """Transmit what the TLS session wants to say."""
         output = self._session.output()
         if output and self._transport is not None:
+            self._transmitted += len(output)
             self._transport.write(output)
 
     def _close_if_both_finished(self) -> None:

@@ -219,4 +219,10 @@ class SupervisorMetrics:
             registry=registry,
         )
         self.build_info.labels(version, python, openssl).set(1)
+        self.commands = Counter(
+            "pskgw_commands",
+            "Commands to devices that an operator or a broker sent, by what became of them.",
+            ["outcome"],
+            registry=registry,
+        )
         ProcessCollector(registry=registry)
