@@ -38,7 +38,11 @@ SYSTEM_FILE = Path("/etc/psk-gateway") / FILE_NAME
 FILE_BYTES_MAX = 4 * 1024 * 1024
 """A configuration of thousands of routes is far smaller; a wrong file is noticed before it fills the memory."""
 
-SECRET_KEYS: tuple[KeyPath, ...] = (("registry", "url"), ("routes", "*", "mqtt_password"))
+SECRET_KEYS: tuple[KeyPath, ...] = (
+    ("registry", "url"),
+    ("routes", "*", "mqtt_password"),
+    *(("backends", "*", key) for key in ("url", "password", "token", "secret")),
+)
 """Keys that may hold a secret: each can be given as `KEY_file`, the name of a file that holds the value. `*` stands for
 every table of a list, or of a table of tables.
 """

@@ -4,13 +4,29 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from gateway.forward.backends.amqp import AmqpSettings
 from gateway.forward.backends.file import FileSettings
+from gateway.forward.backends.http import HttpSettings
+from gateway.forward.backends.kafka import KafkaSettings
+from gateway.forward.backends.mqtt import MqttSettings
+from gateway.forward.backends.nats import NatsSettings
+from gateway.forward.backends.redis import RedisSettings
 from gateway.forward.backends.tcp import TcpSettings
 from gateway.forward.secrets import Secret
 
 __all__ = ["BackendSettings", "RouteMatch", "RouteSettings", "SpoolSettings"]
 
-BackendSettings = Annotated[FileSettings | TcpSettings, Field(discriminator="kind")]
+BackendSettings = Annotated[
+    FileSettings
+    | TcpSettings
+    | HttpSettings
+    | MqttSettings
+    | NatsSettings
+    | AmqpSettings
+    | RedisSettings
+    | KafkaSettings,
+    Field(discriminator="kind"),
+]
 """One backend; `kind` says which settings it has."""
 
 Name = Annotated[

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from gateway.forward.backends.amqp import AmqpBackend
 from gateway.forward.backends.file import FileBackend
+from gateway.forward.backends.http import HttpBackend
+from gateway.forward.backends.kafka import KafkaBackend
+from gateway.forward.backends.mqtt import MqttBackend
+from gateway.forward.backends.nats import NatsBackend
+from gateway.forward.backends.redis import RedisBackend
 from gateway.forward.message import Message
 from gateway.forward.receipt import Receipt
 
@@ -41,4 +47,15 @@ class MakeSink(Protocol):
     def __call__(self, name: str, settings: Any, content_type: str, stdout_lock: Path, /) -> Sink: ...
 
 
-SINKS: Final[dict[str, MakeSink]] = {"file": FileBackend}
+SINKS: Final[dict[str, MakeSink]] = {
+    "amqp": AmqpBackend,
+    "file": FileBackend,
+    "http": HttpBackend,
+    "kafka": KafkaBackend,
+    "mqtt": MqttBackend,
+    "nats": NatsBackend,
+    "redis": RedisBackend,
+}
+"""One entry per kind; the settings stand in `gateway.forward.settings.BackendSettings`. Client libraries are imported
+when a backend connects, not before.
+"""
