@@ -6,7 +6,6 @@ a file of its own because SQLite keeps POSIX locks on the database, and closing 
 A spool is removed under its lock, so whoever gets a lock looks whether the name still means that file.
 """
 
-import contextlib
 import fcntl
 import os
 import time
@@ -67,11 +66,10 @@ class SpoolFolder:
     def _create(self) -> Claim:
         while True:
             lock = self.path / f"{uuid7(time.time(), os.urandom(8))}.lock"
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-                sync_folder(self.path)
+            os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             claim = _claim(lock)
             if claim is not None:  # else another process saw it without an owner, and was faster
+                sync_folder(self.path)
                 return claim
 
 

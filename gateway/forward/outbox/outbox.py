@@ -50,6 +50,7 @@ READY_WEIGHT_MAX: Final = 16 << 20
 FULL_RETRY_S: Final = 1.0
 """After a full disk, until deletions are tried again."""
 LOG_INTERVAL_S: Final = 10.0
+SHRINK_INTERVAL_S: Final = 5.0
 CLOSE_S: Final = 2.0
 """What closing waits for a disk that does not take the last deletions: they are sent again by the next owner."""
 
@@ -101,6 +102,7 @@ class Outbox:
         self._delete_through = 0
         self._dead: list[DeadLetter] = []
         self._silent_until = 0.0
+        self._shrink_at = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
@@ -306,6 +308,14 @@ class Outbox:
             self._commit_soon(wait_s)
         else:
             self._idle.set()
+            self._shrink_sometimes()
+
+    def _shrink_sometimes(self) -> None:
+        """After an outage the file is large, and nothing is in it."""
+        now = self._loop.time()
+        if not self._messages and now >= self._shrink_at and self._thread is not None:
+            self._shrink_at = now + SHRINK_INTERVAL_S
+            self._thread.submit(self._store.shrink)
 
     def _commit_failed(self, exc: BaseException) -> Reason:
         """Begin to put it right; gives what the devices are told."""
