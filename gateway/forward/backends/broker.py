@@ -9,6 +9,8 @@ late answer is taken for that of a later message. There is no back-off here: the
 import asyncio
 import contextlib
 import importlib.util
+import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -338,6 +340,8 @@ def os_error_text(exc: BaseException) -> str:
         return f"its certificate is not accepted: {exc.verify_message or exc.reason}"
     if isinstance(exc, ssl.SSLError):
         return f"TLS: {(exc.reason or str(exc)).replace('_', ' ').lower()}"
+    if isinstance(exc, OSError) and exc.errno and not isinstance(exc, socket.gaierror):
+        return os.strerror(exc.errno)  # which asyncio replaces by a text of its own
     if isinstance(exc, OSError) and exc.strerror:
         return exc.strerror
     return str(exc) or type(exc).__name__

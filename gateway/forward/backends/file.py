@@ -194,7 +194,7 @@ class _LockedFile:
             return False
         state = os.fstat(fd)
         return (
-            stat.S_ISREG(state.st_mode) and 0 < state.st_size and state.st_size + adding > self._rotate_bytes
+            stat.S_ISREG(state.st_mode) and state.st_size > 0 and state.st_size + adding > self._rotate_bytes
         )
 
     def _rotate(self) -> None:

@@ -9,6 +9,8 @@ clean session: what was not acknowledged is sent again by the caller and by nobo
 """
 
 import asyncio
+import errno
+import re
 import secrets
 import ssl
 from collections.abc import Sequence
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
-__all__ = ["MqttBackend", "MqttSettings", "new_mqtt_client"]
+__all__ = ["MqttBackend", "MqttSettings", "connect_mqtt", "new_mqtt_client"]
 
 TOPIC_RULES = Rules(
     "topic",
@@ -100,6 +102,13 @@ class MqttSettings(CredentialSettings, TlsSettings):
     connect_timeout_s: Annotated[
         float, Field(gt=0, le=300, description="Seconds that a connection may take, TLS and login included.")
     ] = 10.0
+    commands: Annotated[
+        bool,
+        Field(
+            description="Whether the node subscribes to devices/{realm}/{device}/down, names percent-encoded, and "
+            "sends what arrives to the device as a command."
+        ),
+    ] = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -193,7 +202,7 @@ class MqttBackend:
 
     async def _connect(self) -> "_Publisher":
         client = new_mqtt_client(self._name, self._settings)
-        await client.__aenter__()
+        await connect_mqtt(client)
         return _Publisher(client)
 
 
@@ -270,6 +279,42 @@ def new_mqtt_client(name: str, settings: MqttSettings) -> "aiomqtt.Client":
     )
 
 
+async def connect_mqtt(client: "aiomqtt.Client") -> None:
+    """Connect, and fail at once when the broker closes the connection, for which aiomqtt waits in vain.
+
+    Raises what aiomqtt raises, and ConnectionResetError.
+    """
+    loop = asyncio.get_running_loop()
+    closed: asyncio.Future[None] = loop.create_future()
+    paho: PahoClient = client._client  # noqa: SLF001 -- see the theory of operation
+    tell_aiomqtt = paho.on_disconnect
+
+    def on_disconnect(*arguments: Any) -> None:
+        if not closed.done():
+            closed.set_result(None)
+        if tell_aiomqtt is not None:
+            tell_aiomqtt(*arguments)
+
+    paho.on_disconnect = on_disconnect
+    connecting = loop.create_task(client.__aenter__())
+    try:
+        either: list[asyncio.Future[Any]] = [connecting, closed]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not connecting.done():  # a CONNACK that refuses comes together with the end of the connection
+            await asyncio.wait([connecting], timeout=_CONNACK_GRACE_S)
+        if not connecting.done():
+            raise ConnectionResetError(errno.ECONNRESET, "closed before CONNACK")
+        await connecting
+    finally:
+        if not connecting.done():
+            connecting.cancel()
+            await asyncio.wait([connecting])
+        paho.on_disconnect = tell_aiomqtt
+
+
+_CONNACK_GRACE_S: Final = 0.1
+
+
 async def _disconnect(publisher: _Publisher) -> None:
     await publisher.client.__aexit__(None, None, None)
 
@@ -289,7 +334,7 @@ def _explain(exc: BaseException) -> str:
         return "it does not accept the user name and password: check username, password and url"
     if isinstance(exc, aiomqtt.MqttError) and str(exc) == "Operation timed out":
         return "it took the connection and did not answer as a broker does"
-    return os_error_text(exc)
+    return re.sub(r"^\[[^]]*\] ?| ?\(_ssl\.c:\d+\)$", "", os_error_text(exc))
 
 
 _REASONS: Final = {

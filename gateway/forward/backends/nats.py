@@ -9,6 +9,7 @@ messages of one connection in order.
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self
@@ -86,6 +87,13 @@ class NatsSettings(CredentialSettings, TlsSettings):
     connect_timeout_s: Annotated[
         float, Field(gt=0, le=300, description="Seconds that a connection may take, TLS and login included.")
     ] = 10.0
+    commands: Annotated[
+        bool,
+        Field(
+            description="Whether the node subscribes to devices.{realm}.{device}.down, names percent-encoded, and "
+            "sends what arrives to the device as a command."
+        ),
+    ] = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -241,17 +249,15 @@ async def connect_nats(name: str, settings: NatsSettings) -> "tuple[Client, asyn
             failed.set_result(exc)
 
     client = Client()
-    user = settings.username or address.username
-    try:
-        await client.connect(
+    connecting = asyncio.get_running_loop().create_task(
+        client.connect(
             f"{address.scheme}://{_bracketed(address.host)}:{address.port}",
             name=f"psk-gateway {name}",
             allow_reconnect=False,
-            connect_timeout=int(settings.connect_timeout_s) or 1,
-            max_reconnect_attempts=0,
+            connect_timeout=math.ceil(settings.connect_timeout_s),
             tls=settings.tls_context(name) if address.scheme == "tls" else None,
             tls_hostname=address.host if address.scheme == "tls" else None,
-            user=user,
+            user=settings.username or address.username,
             password=plain(settings.password) or address.password,
             token=plain(settings.token),
             disconnected_cb=on_lost,
@@ -259,10 +265,31 @@ async def connect_nats(name: str, settings: NatsSettings) -> "tuple[Client, asyn
             error_cb=on_error,
             pending_size=PENDING_BYTES_MAX,
         )
-    except Exception as exc:
-        # The library says "no servers" of a server that refused; the reason went to the callback.
-        raise (failed.result() if failed.done() else exc) from exc
+    )
+    try:
+        # The library tries again for ever, and tells only the callback what went wrong.
+        either: list[asyncio.Future[Any]] = [connecting, failed]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            connecting.cancel()
+        await connecting
+    except asyncio.CancelledError:
+        await _give_up(client, connecting)
+        if failed.done():
+            raise failed.result() from None
+        raise
+    except BaseException:
+        await _give_up(client, connecting)
+        raise
     return client, lost
+
+
+async def _give_up(client: "Client", connecting: "asyncio.Task[None]") -> None:
+    connecting.cancel()
+    await asyncio.wait([connecting])
+    if not connecting.cancelled():
+        connecting.exception()
+    await client.close()
 
 
 PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
