@@ -15,14 +15,14 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.config_errors import KeyPath, explain, show_key
+from gateway.config_errors import KeyPath, explain, matches, show_key
 from gateway.errors import ConfigurationError
 from gateway.forward.route import RouteTable
 from gateway.forward.settings import BackendSettings, Name, RouteSettings
@@ -38,8 +38,14 @@ SYSTEM_FILE = Path("/etc/psk-gateway") / FILE_NAME
 FILE_BYTES_MAX = 4 * 1024 * 1024
 """A configuration of thousands of routes is far smaller; a wrong file is noticed before it fills the memory."""
 
-SECRET_KEYS: tuple[KeyPath, ...] = (("registry", "url"),)
-"""Keys that may hold a secret: each can be given as `KEY_file`, the name of a file that holds the value."""
+SECRET_KEYS: tuple[KeyPath, ...] = (
+    ("registry", "url"),
+    ("routes", "*", "mqtt_password"),
+    *(("backends", "*", key) for key in ("url", "password", "token", "secret")),
+)
+"""Keys that may hold a secret: each can be given as `KEY_file`, the name of a file that holds the value. `*` stands for
+every table of a list, or of a table of tables.
+"""
 
 STRICT_TYPES = frozenset({"int_type", "int_from_float", "float_type", "bool_type", "string_type"})
 """What the strict look at the file reports; everything else is found again in the full look."""
@@ -167,16 +173,33 @@ def _check_types(path: Path, tree: dict[str, Any]) -> None:
 
 def _read_secret_files(path: Path, tree: dict[str, Any], base: Path) -> None:
     for *parents, key in SECRET_KEYS:
-        table: Any = tree
-        for parent in parents:
-            table = table.get(parent, {}) if isinstance(table, dict) else {}
-        file_key = f"{key}_file"
-        if not isinstance(table, dict) or file_key not in table:
-            continue
-        where = f"{path}: {show_key((*parents, file_key))}"
-        if key in table:
-            raise ConfigurationError(f"{where}: {key} is given too: keep one of the two")
-        table[key] = _read_secret(where, table.pop(file_key), base)
+        for place, table in _tables_at(tree, parents):
+            file_key = f"{key}_file"
+            if file_key not in table:
+                continue
+            where = f"{path}: {show_key((*place, file_key))}"
+            if key in table:
+                raise ConfigurationError(f"{where}: {key} is given too: keep one of the two")
+            table[str(key)] = _read_secret(where, table.pop(file_key), base)
+
+
+def _tables_at(
+    node: Any, parents: Sequence[str | int], place: KeyPath = ()
+) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """The tables of the tree that `parents` names, each with where it stands."""
+    if not parents:
+        if isinstance(node, dict):
+            yield place, node
+        return
+    first, *rest = parents
+    if first != "*":
+        children = [(first, node[first])] if isinstance(node, dict) and first in node else []
+    elif isinstance(node, dict):
+        children = list(node.items())
+    else:
+        children = list(enumerate(node)) if isinstance(node, list) else []
+    for key, child in children:
+        yield from _tables_at(child, rest, (*place, key))
 
 
 def _read_secret(where: str, name: object, base: Path) -> str:
@@ -221,8 +244,10 @@ def _put(tree: dict[str, Any], parts: list[str], variable: str, text: str) -> Ke
             )
     key = _key_in(table, parts[-1])
     for *parents, secret in SECRET_KEYS:
-        if path == parents and key in {secret, f"{secret}_file"}:
-            table.pop(secret, None)  # of the two ways to give a secret, the environment's replaces the file's
+        if matches(path, parents) and key in {secret, f"{secret}_file"}:
+            table.pop(
+                str(secret), None
+            )  # of the two ways to give a secret, the environment's replaces the file's
             table.pop(f"{secret}_file", None)
     table[key] = _parse_variable(text)
     return (*path, key)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-__all__ = ["KeyPath", "explain", "show_key"]
+__all__ = ["KeyPath", "explain", "matches", "show_key"]
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands: keys of tables, indices of lists."""
@@ -151,8 +151,18 @@ def known_keys(
     annotation = _declared_at(model, location)
     if not _is_model(annotation):
         return []
-    files = [f"{key[-1]}_file" for key in secret_keys if key[:-1] == tuple(location)]
-    return [*annotation.model_fields, *files]
+    files = [f"{key[-1]}_file" for key in secret_keys if matches(location, key[:-1])]
+    return [
+        *annotation.model_fields,
+        *(name for name in files if name[: -len("_file")] in annotation.model_fields),
+    ]
+
+
+def matches(location: Sequence[str | int], pattern: Sequence[str | int]) -> bool:
+    """Whether a location is one that the pattern means; `*` in it is any key."""
+    return len(location) == len(pattern) and all(
+        wanted in ("*", part) for part, wanted in zip(location, pattern, strict=True)
+    )
 
 
 def _declared_at(model: type[BaseModel], location: Sequence[str | int]) -> Any:

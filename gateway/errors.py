@@ -9,6 +9,9 @@
     |-- BackendError         where payloads go
     |   |-- BackendUnavailable    away or timed out: sending again may help
     |   '-- BackendRefused        this message will never be taken: sending again does not help
+    |-- SpoolError           the spool on the disk of this node
+    |   |-- SpoolFull             the disk is full: nothing was changed, and later there may be room
+    |   '-- SpoolDamaged          what was read is not what was written
     |-- LimitReached         a bound of ours: nobody is to blame
     |-- ConfigurationError   gateway.toml, environment, files and ports named there
     |-- DeviceError          the device's own end: it could not connect, or was refused
@@ -35,6 +38,9 @@ __all__ = [
     "RegistryMismatch",
     "RegistryRefused",
     "RegistryUnavailable",
+    "SpoolDamaged",
+    "SpoolError",
+    "SpoolFull",
 ]
 
 
@@ -91,11 +97,30 @@ class BackendError(GatewayError):
 
 
 class BackendUnavailable(BackendError):
-    """The backend is away, full or timed out; sending again may help."""
+    """The backend is away, full or timed out; sending again may help.
+
+    `retry_after_s`: the backend asked to be left alone for so many seconds.
+    """
+
+    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class BackendRefused(BackendError):
     """The backend will never take this message."""
+
+
+class SpoolError(GatewayError):
+    """A spool could not be read or written."""
+
+
+class SpoolFull(SpoolError):
+    """The disk under a spool is full."""
+
+
+class SpoolDamaged(SpoolError):
+    """A spool file is not what was written."""
 
 
 class LimitReached(GatewayError):

@@ -27,6 +27,8 @@ FAMILIES = (
     "realms",
     "devices",
     "live",
+    "dead_letters",
+    "commands",
     "connect",
 )
 """The modules of this package that bring commands, in the order of `--help`."""

@@ -14,7 +14,7 @@ from gateway.errors import ControlError
 if TYPE_CHECKING:
     from gateway.server.control import Message, SessionInfo
 
-__all__ = ["app"]
+__all__ = ["app", "ask"]
 
 app = typer.Typer()
 
@@ -36,7 +36,7 @@ def list_sessions(
     """List who is connected."""
     from gateway.server.control import ListSessions, Sessions
 
-    answer = _ask(config, ListSessions(realm, device))
+    answer = ask(config, ListSessions(realm, device))
     assert isinstance(answer, Sessions)
     sessions = sorted(answer.sessions, key=lambda session: (session.realm, session.device, session.since))
     if as_json:
@@ -56,7 +56,7 @@ def kick_device(
     """End the sessions of a device. It may connect again: `disable-device` keeps it out."""
     from gateway.server.control import Done, Kick
 
-    answer = _ask(config, Kick(realm, device))
+    answer = ask(config, Kick(realm, device))
     assert isinstance(answer, Done)
     if not answer.count:
         raise ControlError(
@@ -68,17 +68,18 @@ def kick_device(
         print(f"Ended {answer.count} session{'s' if answer.count > 1 else ''} of {device}.")
 
 
-def _ask(config: Path | None, message: "Message") -> "Message":
+def ask(config: Path | None, message: "Message", timeout_s: float = ASK_TIMEOUT_S) -> "Message":
+    """Ask the running gateway. Raises ControlError when there is none, or it refuses or does not answer in time."""
     from gateway.server.control import connect_unix
     from gateway.server.supervisor import CONTROL_SOCKET
 
     path = load_settings(config).node.data_dir / CONTROL_SOCKET
 
-    async def ask() -> "Message":
+    async def converse() -> "Message":
         async with connect_unix(path) as channel:
-            return await channel.call(message, ASK_TIMEOUT_S)
+            return await channel.call(message, timeout_s)
 
-    return asyncio.run(ask())
+    return asyncio.run(converse())
 
 
 def _row(session: "SessionInfo") -> tuple[str | None, ...]:

@@ -9,37 +9,92 @@ answers are given in that order too. Every submitted message is answered exactly
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from gateway.errors import BackendError, BackendRefused, BackendUnavailable
+from gateway.errors import BackendRefused, BackendUnavailable
 from gateway.forward.backends import Sink
+from gateway.forward.framed import Answer
 from gateway.forward.message import Message
+from gateway.forward.receipt import Receipt
+from gateway.forward.window import Window
 from gateway.wire.framing import Reason
 
-__all__ = ["Answer", "Attempt", "DirectDelivery"]
+__all__ = ["BATCH_BYTES_MAX", "BATCH_MESSAGES_MAX", "Answer", "Attempt", "DirectDelivery", "attempt"]
 
-Answer = Callable[[Reason | None], None]
-"""Called once per message: None when it is safe, else why it is not. Must not raise."""
+BATCH_MESSAGES_MAX: Final = 500
+"""Bounds the time that the event loop encodes at a stretch (2 us each)."""
+BATCH_BYTES_MAX: Final = 1 << 20
+"""Of payload; bounds what is held twice while it is written. A single larger message still goes."""
+WINDOW_BYTES_MAX: Final = 16 << 20
+"""What may wait for the backend in each worker, beside what is out: some 30,000 small messages, a second of load."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One batch, for metrics and the log. `error` is None when the backend confirmed it."""
+    """One batch, for metrics and the log. `error` is None when the backend answered for every message."""
 
     messages: int
+    delivered: int
+    refused: int
+    refusal: str | None
+    """why the first of the refused was"""
     duration_s: float
-    error: BackendError | None
+    error: BackendUnavailable | None
+
+
+async def attempt(sink: Sink, batch: Sequence[Message], timeout_s: float | None) -> tuple[Receipt, Attempt]:
+    """Deliver once, and say what became of each message. Backend errors are in the receipt, not raised."""
+    started = time.monotonic()
+    receipt = await _settle(sink, batch, timeout_s)
+    settled = len(batch) if receipt.settled is None else receipt.settled
+    refusals = list(receipt.refused.values())
+    return receipt, Attempt(
+        messages=len(batch),
+        delivered=settled - len(refusals),
+        refused=len(refusals),
+        refusal=refusals[0] if refusals else None,
+        duration_s=time.monotonic() - started,
+        error=receipt.error,
+    )
+
+
+async def _settle(sink: Sink, batch: Sequence[Message], timeout_s: float | None) -> Receipt:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await sink.deliver(batch) or Receipt()
+    except TimeoutError:
+        return Receipt(
+            settled=0, error=BackendUnavailable(f"no confirmation within delivery_timeout_s = {timeout_s} s")
+        )
+    except BackendUnavailable as exc:
+        return Receipt(settled=0, error=exc)
+    except BackendRefused as exc:
+        if len(batch) == 1:
+            return Receipt(refused={0: str(exc)})
+    # One of them is at fault: the others must not suffer, and their order must not change.
+    half = len(batch) // 2
+    first = await _settle(sink, batch[:half], timeout_s)
+    if first.error is not None:
+        return first
+    return _join(first, half, await _settle(sink, batch[half:], timeout_s))
+
+
+def _join(first: Receipt, length: int, second: Receipt) -> Receipt:
+    return Receipt(
+        refused={**first.refused, **{length + index: why for index, why in second.refused.items()}},
+        replies={**first.replies, **{length + index: reply for index, reply in second.replies.items()}},
+        settled=None if second.settled is None else length + second.settled,
+        error=second.error,
+    )
 
 
 class DirectDelivery:
     """Delivers without a spool: `ok` is the backend's word.
 
-    The owner awaits `open`, runs `run` in one task of its own, and awaits `aclose`. Submitting is not bounded here:
-    the owner reads `pending` and lets each session have only so many unanswered messages.
-
-    `batch_messages_max` bounds the time the event loop encodes at a stretch (2 us each), `batch_bytes_max` (of
-    payload; a single larger message still goes) what is held twice while it is written.
+    The owner awaits `open`, runs `run` in one task of its own, and awaits `aclose`. What waits is bounded by
+    `window_bytes_max`: `is_full` asks the sessions to pause, and what comes in spite of that is refused as `full`.
     """
 
     def __init__(
@@ -47,13 +102,17 @@ class DirectDelivery:
         sink: Sink,
         *,
         on_attempt: Callable[[Attempt], None] = lambda _attempt: None,
-        batch_messages_max: int = 500,
-        batch_bytes_max: int = 1 << 20,
+        timeout_s: float | None = None,
+        batch_messages_max: int = BATCH_MESSAGES_MAX,
+        batch_bytes_max: int = BATCH_BYTES_MAX,
+        window_bytes_max: int = WINDOW_BYTES_MAX,
     ) -> None:
         self._sink = sink
         self._on_attempt = on_attempt
+        self._timeout_s = timeout_s
         self._batch_messages_max = batch_messages_max
         self._batch_bytes_max = batch_bytes_max
+        self._window = Window(window_bytes_max)
         self._waiting: deque[tuple[Message, Answer]] = deque()
         self._in_flight: list[tuple[Message, Answer]] = []
         self._wake = asyncio.Event()
@@ -66,13 +125,24 @@ class DirectDelivery:
         """Messages that were submitted and not answered yet."""
         return len(self._waiting) + len(self._in_flight)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether sessions are to pause."""
+        return self._window.is_full
+
+    def when_free(self, resume: Callable[[], None]) -> None:
+        """Call `resume` once, when they need not any more."""
+        self._window.when_free(resume)
+
     def submit(self, message: Message, done: Answer) -> None:
         """Take a message; after `aclose` has begun it is refused as `stopping`. `done` is never called from within."""
         if self._closing:
             asyncio.get_running_loop().call_soon(done, Reason.STOPPING)
-            return
-        self._waiting.append((message, done))
-        self._wake.set()
+        elif not self._window.add(message):
+            asyncio.get_running_loop().call_soon(done, Reason.FULL)
+        else:
+            self._waiting.append((message, done))
+            self._wake.set()
 
     async def open(self) -> None:
         """Open the sink. Raises BackendUnavailable; messages can be submitted all the same, the sink tries again."""
@@ -92,10 +162,10 @@ class DirectDelivery:
                     await self._wake.wait()
         finally:
             self._closing = True
-            self._answer_in_flight(Reason.STOPPING)
+            self._answer_in_flight(_ALL_STOPPING)
             self._in_flight = list(self._waiting)
             self._waiting.clear()
-            self._answer_in_flight(Reason.STOPPING)
+            self._answer_in_flight(_ALL_STOPPING)
             self._ended.set()
 
     async def aclose(self) -> None:
@@ -111,17 +181,11 @@ class DirectDelivery:
 
     async def _deliver_next(self) -> None:
         self._in_flight = self._take_batch()
-        started = time.monotonic()
-        error: BackendError | None = None
-        reason: Reason | None = None
-        try:
-            await self._sink.deliver([message for message, _ in self._in_flight])
-        except BackendUnavailable as exc:
-            error, reason = exc, Reason.UNAVAILABLE
-        except BackendRefused as exc:
-            error, reason = exc, Reason.REFUSED
-        self._on_attempt(Attempt(len(self._in_flight), time.monotonic() - started, error))
-        self._answer_in_flight(reason)
+        receipt, tried = await attempt(
+            self._sink, [message for message, _ in self._in_flight], self._timeout_s
+        )
+        self._on_attempt(tried)
+        self._answer_in_flight(receipt)
 
     def _take_batch(self) -> list[tuple[Message, Answer]]:
         waiting = self._waiting
@@ -134,7 +198,21 @@ class DirectDelivery:
             batch.append(waiting.popleft())
         return batch
 
-    def _answer_in_flight(self, reason: Reason | None) -> None:
+    def _answer_in_flight(self, receipt: Receipt) -> None:
         batch, self._in_flight = self._in_flight, []
-        for _, done in batch:
-            done(reason)
+        settled = len(batch) if receipt.settled is None else receipt.settled
+        unsettled = Reason.STOPPING if receipt is _ALL_STOPPING else Reason.UNAVAILABLE
+        refused, replies = receipt.refused, receipt.replies
+        for index, (message, done) in enumerate(batch):
+            self._window.remove(message)
+            if index >= settled:
+                done(unsettled)
+            elif index in refused:
+                done(Reason.REFUSED)
+            elif index in replies:
+                done(None, replies[index])
+            else:
+                done(None)
+
+
+_ALL_STOPPING: Final = Receipt(settled=0, error=BackendUnavailable("the gateway stops"))

@@ -5,19 +5,32 @@ in order, but a refusal is known at once and may not overtake.
 
 A frame of one byte becomes a message and an answer of hundreds, so one read of the device can hold far more than may
 wait. Therefore bytes are taken in small pieces; once too much is unanswered the rest stays as it came, and the device
-is not read, until answers have left.
+is not read, until answers have left. Commands go to the device between the answers, whenever they come.
 """
 
 import functools
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from gateway.errors import ControlError, LimitReached
 from gateway.forward.message import Message
 from gateway.forward.session import DeviceEnd, DeviceInfo
 from gateway.wire.cloudevents import PayloadKind, check_payload
-from gateway.wire.framing import FrameDecoder, Oversized, Reason, encode_error, encode_ok
+from gateway.wire.framing import (
+    Frame,
+    FrameDecoder,
+    Oversized,
+    Reason,
+    Truncated,
+    encode_command,
+    encode_error,
+    encode_line,
+    encode_ok,
+    encode_reply,
+    split_message_id,
+)
 
-__all__ = ["Delivery", "FramedSession", "MessageLog"]
+__all__ = ["Answer", "Delivery", "FramedSession", "MessageLog"]
 
 _UNANSWERED_MAX: Final = 256
 """Frames of one session that may wait for their answer; 256 of 100 bytes fill a batch, more only wait in memory."""
@@ -27,11 +40,25 @@ _PIECE_BYTES: Final = 4096
 """What is decoded before the bounds are looked at: so many frames may come on top of them."""
 
 
+class Answer(Protocol):
+    """What becomes of a message. `reply` is what the backend answers, on a route that carries replies."""
+
+    def __call__(self, reason: Reason | None, reply: bytes | None = None, /) -> None:
+        """Must not raise."""
+
+
 class Delivery(Protocol):
     """The route's way to its backend, shared by all sessions of the worker."""
 
-    def submit(self, message: Message, done: Callable[[Reason | None], None]) -> None:
-        """Deliver; `done` is called exactly once: with None when the message is safe, else with why it is not."""
+    @property
+    def is_full(self) -> bool:
+        """Whether too much is unconfirmed: then take what is there, and read no more."""
+
+    def when_free(self, resume: Callable[[], None]) -> None:
+        """Call `resume` once, when it is not full any more."""
+
+    def submit(self, message: Message, done: "Answer") -> None:
+        """Deliver; `done` is called exactly once, never from within: None when the message is safe, else why not."""
 
 
 class MessageLog(Protocol):
@@ -43,17 +70,23 @@ class MessageLog(Protocol):
     def rejected(self, reason: Reason) -> None:
         """A frame was refused."""
 
+    def reply_dropped(self, why: str) -> None:
+        """The backend's reply does not fit the framing of the route: the device was told `ok` in its place."""
+
 
 class FramedSession:
     """One session of a framed route, a `RouteSession`.
 
+    `decoder` takes apart what the device sends, `encode` makes a frame of what it is told. With `has_message_ids`
+    each frame begins with an id of the device's own.
     `wall` gives Unix seconds for the receive time; `soon` runs a function after what the event loop does now, so that
     the answers to a batch leave in one record.
     """
 
     __slots__ = (
-        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_finished", "_held", "_info", "_kind", "_log",
-        "_lost", "_next_answer", "_number", "_paused", "_rest_counts", "_soon", "_stopping", "_unconfirmed", "_unconfirmed_bytes", "_wall",
+        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_encode", "_finished", "_has_ids", "_held",
+        "_info", "_kind", "_log", "_lost", "_next_answer", "_number", "_paused", "_rest_counts", "_route_full", "_soon", "_stopping",
+        "_unconfirmed", "_unconfirmed_bytes", "_wall",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +101,8 @@ class FramedSession:
         ack: bool,
         wall: Callable[[], float],
         soon: Callable[[Callable[[], None]], object],
+        encode: Callable[[bytes], bytes] = encode_line,
+        has_message_ids: bool = False,
     ) -> None:
         self._device = device
         self._info = info
@@ -80,13 +115,16 @@ class FramedSession:
         self._soon = soon
         self._number = 0
         self._next_answer = 1
-        self._early: dict[int, Reason | None] = {}
+        self._early: dict[int, bytes] = {}
+        self._encode = encode
+        self._has_ids = has_message_ids
         self._answers: list[bytes] = []
         self._held: list[memoryview] = []
         self._unconfirmed = 0
         self._unconfirmed_bytes = 0
         self._paused = False
         self._device_slow = False
+        self._route_full = False
         self._finished = False
         self._rest_counts = False
         self._stopping = False
@@ -94,7 +132,7 @@ class FramedSession:
 
     def data_received(self, data: bytes) -> None:
         """Take the frames that these bytes complete, now or when there is room for them."""
-        if len(data) <= _PIECE_BYTES and not (self._held or self._paused or self._device_slow):
+        if len(data) <= _PIECE_BYTES and not (self._held or self._must_wait):
             self._take(self._decoder.feed(data))
         else:
             self._held.append(memoryview(data))
@@ -136,7 +174,7 @@ class FramedSession:
     def _take_held(self) -> None:
         """Take what is held as far as the bounds allow, and then the end of the device."""
         held = self._held
-        while held and not self._paused and not self._device_slow:
+        while held and not self._must_wait:
             data = held[0]
             if len(data) > _PIECE_BYTES:
                 held[0] = data[_PIECE_BYTES:]
@@ -149,10 +187,10 @@ class FramedSession:
 
     def _go_on(self) -> None:
         """There may be room: take what is held, then read the device again."""
-        if self._paused or self._device_slow:
+        if self._must_wait:
             return
         self._take_held()
-        if not (self._paused or self._device_slow or self._lost):
+        if not (self._must_wait or self._lost):
             self._device.resume_receiving()
 
     def _go_on_if_room(self) -> None:
@@ -165,47 +203,85 @@ class FramedSession:
             self._paused = False
             self._go_on()
 
+    def _release(self) -> None:
+        """The route has room again."""
+        self._route_full = False
+        self._go_on()
+        self._end_if_settled()
+
+    @property
+    def _must_wait(self) -> bool:
+        """Whether nothing more is taken just now."""
+        return self._paused or self._device_slow or self._route_full
+
     @property
     def _unanswered(self) -> int:
         return self._unconfirmed + len(self._early) + len(self._answers)
 
-    def _take(self, frames: "list[bytes | Oversized]") -> None:
+    def send_command(self, command_id: str, payload: bytes) -> None:
+        """Frame a command to the device. Raises ControlError when it does not fit, LimitReached while nothing is read."""
+        if self._device_slow:
+            raise LimitReached("the device does not read what is sent to it: try again later")
+        try:
+            frame = self._encode(encode_command(command_id, payload))
+        except ValueError as exc:
+            raise ControlError(f"the payload cannot be sent: {exc}") from exc
+        self._device.send(frame)
+
+    def _take(self, frames: list[Frame]) -> None:
         received_at = self._wall()
-        info = self._info
         for frame in frames:
             self._number = number = self._number + 1
             self._log.received()
-            reason = self._objection(frame)
-            if reason is not None:
-                self._log.rejected(reason)
-                self._answer(number, reason)
+            message = self._message(number, received_at, frame)
+            if isinstance(message, Reason):
+                self._log.rejected(message)
+                self._answer(number, self._refusal(number, message))
                 continue
-            assert not isinstance(frame, Oversized)
+            size = len(message.payload)
             self._unconfirmed += 1
-            self._unconfirmed_bytes += len(frame)
-            message = Message(
-                info.realm, info.device, info.identity, info.group, info.session, number, received_at, frame
-            )
-            self._delivery.submit(message, functools.partial(self._settled, number, len(frame)))
+            self._unconfirmed_bytes += size
+            self._delivery.submit(message, functools.partial(self._settled, number, size))
         if not self._paused and (
             self._unanswered >= _UNANSWERED_MAX or self._unconfirmed_bytes >= _UNCONFIRMED_BYTES_MAX
         ):
             self._paused = True
             self._device.pause_receiving()
+        if not self._route_full and self._delivery.is_full:
+            self._route_full = True
+            self._device.pause_receiving()
+            self._delivery.when_free(self._release)
 
-    def _objection(self, frame: "bytes | Oversized") -> Reason | None:
-        """Why this frame is refused before any backend sees it."""
+    def _message(self, number: int, received_at: float, frame: Frame) -> Message | Reason:
+        """The message that a frame is, or why it is refused before any backend sees it."""
         if self._stopping:
             return Reason.STOPPING
         if isinstance(frame, Oversized):
             return Reason.TOO_LONG
+        if isinstance(frame, Truncated):
+            return Reason.INVALID
+        message_id = None
         try:
+            if self._has_ids:
+                message_id, frame = split_message_id(frame)
             check_payload(frame, self._kind)
         except ValueError:
             return Reason.INVALID
-        return None
+        info = self._info
+        return Message(
+            info.realm,
+            info.device,
+            info.identity,
+            info.group,
+            info.session,
+            number,
+            received_at,
+            frame,
+            info.labels,
+            message_id,
+        )
 
-    def _settled(self, number: int, size: int, reason: Reason | None) -> None:
+    def _settled(self, number: int, size: int, reason: Reason | None, reply: bytes | None = None) -> None:
         """The backend has confirmed frame `number`, or not."""
         self._unconfirmed -= 1
         self._unconfirmed_bytes -= size
@@ -213,30 +289,45 @@ class FramedSession:
             self._log.rejected(reason)
         if self._lost:
             self._go_on_if_room()
+        elif reason is None:
+            self._answer(number, self._confirmation(number, reply))
         else:
-            self._answer(number, reason)
+            self._answer(number, self._refusal(number, reason))
 
-    def _answer(self, number: int, reason: Reason | None) -> None:
-        """Queue the answer to frame `number` behind those of all frames before it."""
+    def _refusal(self, number: int, reason: Reason) -> bytes:
+        return self._encode(encode_error(number, reason))
+
+    def _confirmation(self, number: int, reply: bytes | None) -> bytes:
+        """`reply`, or `ok` when there is none or it does not fit: the message is safe either way."""
+        if reply:
+            try:
+                return self._encode_reply(number, reply)
+            except ValueError as exc:
+                self._log.reply_dropped(str(exc))
+        return self._encode(encode_ok(number)) if self._ack else b""
+
+    def _encode_reply(self, number: int, reply: bytes) -> bytes:
+        """A line break at the end of a body is no part of what it says: without it the body may fit a line."""
+        try:
+            return self._encode(encode_reply(number, reply))
+        except ValueError:
+            return self._encode(encode_reply(number, reply.rstrip(b"\r\n")))
+
+    def _answer(self, number: int, answer: bytes) -> None:
+        """Queue the answer to frame `number` (empty: there is none) behind those of all frames before it."""
         if self._lost:
             return
         if number != self._next_answer:
-            self._early[number] = reason
+            self._early[number] = answer
             return
         if not self._answers:
             self._soon(self._flush)
-        self._queue(number, reason)
+        self._answers.append(answer)
         number += 1
         while number in self._early:
-            self._queue(number, self._early.pop(number))
+            self._answers.append(self._early.pop(number))
             number += 1
         self._next_answer = number
-
-    def _queue(self, number: int, reason: Reason | None) -> None:
-        if reason is not None:
-            self._answers.append(encode_error(number, reason))
-        else:
-            self._answers.append(encode_ok(number) if self._ack else b"")
 
     def _flush(self) -> None:
         """Send the answers that are due, in one record."""

@@ -7,11 +7,14 @@ from gateway.wire.cloudevents import PayloadKind, encode_event, event_id, event_
 __all__ = ["Message", "encode_message", "uuid7"]
 
 
-class Message(msgspec.Struct, frozen=True, gc=False):
+class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A frame with what the gateway knows about it.
 
     `session` is a UUIDv7 as text, `sequence` the number of the frame in it, counted from 1, `received_at` Unix
-    seconds. (session, sequence) sorts the messages of a device.
+    seconds. (session, sequence) sorts the messages of a device. `labels` are the device's when it connected,
+    `message_id` is the device's own name for the message, where the route reads one.
+
+    Spools store it as an array: a new field goes to the end and has a default.
     """
 
     realm: str
@@ -22,10 +25,12 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     sequence: int
     received_at: float
     payload: bytes
+    labels: dict[str, str] = {}
+    message_id: str | None = None
 
     @property
     def event_id(self) -> str:
-        return event_id(self.session, self.sequence)
+        return event_id(self.session, self.sequence) if self.message_id is None else self.message_id
 
     @property
     def source(self) -> str:
@@ -43,6 +48,7 @@ def encode_message(message: Message, content_type: str, kind: PayloadKind) -> by
         content_type=content_type,
         kind=kind,
         payload=message.payload,
+        message_id=message.message_id,
     )
 
 

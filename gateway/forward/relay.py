@@ -8,7 +8,7 @@ Memory is bounded: while one side's buffer is above its high-water mark, the oth
 import asyncio
 from typing import Protocol, cast
 
-from gateway.errors import BackendUnavailable
+from gateway.errors import BackendUnavailable, ControlError
 from gateway.forward.session import DeviceEnd
 
 __all__ = ["Relay", "StreamBackend"]
@@ -107,6 +107,12 @@ class Relay(asyncio.BufferedProtocol):
         """The device reads again."""
         if self._service is not None and not self._service_finished and not self._service.is_closing():
             self._service.resume_reading()
+
+    def send_command(self, command_id: str, payload: bytes) -> None:  # noqa: ARG002 - there is no place for one
+        """Bytes of a stream belong to the service."""
+        raise ControlError(
+            "it is connected on a route that carries bytes: commands need lines, length16 or length32"
+        )
 
     def stop(self) -> None:
         """End both sides; the service still gets what was received."""

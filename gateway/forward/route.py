@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from pydantic import SecretStr
+
 from gateway.errors import ConfigurationError
-from gateway.forward.settings import BackendSettings, RouteMatch, RouteSettings
+from gateway.forward.settings import BackendSettings, RouteMatch, RouteSettings, SpoolSettings
 from gateway.wire.cloudevents import PayloadKind, payload_kind
 
 __all__ = ["COMBINATIONS", "Combination", "Route", "RouteTable"]
@@ -18,16 +20,34 @@ class Combination(NamedTuple):
 
     framing: str
     backend: str
+    """The kind; `KIND unconfirmed` when its settings say that it does not confirm."""
     delivery: str
     ack: tuple[bool, ...]
     reply: tuple[bool, ...]
 
 
+_MESSAGES: Final = ("lines", "length16", "length32")
+"""Framings that give messages."""
+_CONFIRMING: Final = ("file", "http", "mqtt", "nats", "amqp", "redis", "kafka")
+_UNCONFIRMED: Final = ("mqtt unconfirmed", "nats unconfirmed")
+
 COMBINATIONS: Final = (
     Combination("stream", "tcp", "direct", ack=(False,), reply=(False,)),
-    Combination("lines", "file", "direct", ack=(True, False), reply=(False,)),
+    Combination("mqtt", "tcp", "direct", ack=(False,), reply=(False,)),
+    *(
+        Combination(framing, backend, delivery, ack=(True, False), reply=(False,))
+        for framing in _MESSAGES
+        for backend in _CONFIRMING
+        for delivery in ("direct", "spooled")
+    ),
+    *(Combination(framing, "http", "direct", ack=(True,), reply=(True,)) for framing in _MESSAGES),
+    *(
+        Combination(framing, backend, "direct", ack=(False,), reply=(False,))
+        for framing in _MESSAGES
+        for backend in _UNCONFIRMED
+    ),
 )
-"""The whole of what works together; everything else is refused."""
+"""The whole of what works together; everything else is refused. Of several rows that fit, the first gives the defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +62,12 @@ class Route:
     reply: bool
     content_type: str
     payload_kind: PayloadKind
+    message_id: str | None
+    mqtt_password: SecretStr | None
+    delivery_timeout_s: float
+    device_messages_per_s: float
+    device_bytes_per_s: float
+    spool: SpoolSettings
     backend: str
     backend_settings: BackendSettings
 
@@ -101,7 +127,19 @@ def _check_route(settings: RouteSettings, backends: Mapping[str, BackendSettings
         raise ConfigurationError(
             f"routes.{settings.name}.backend: there is no [backends.{settings.backend}] (there is: {known})"
         )
-    row = _find_combination(settings, backend.kind)
+    if settings.delivery != "spooled" and settings.spool != SpoolSettings():
+        raise ConfigurationError(
+            f'routes.{settings.name}.spool: it has no effect: write delivery = "spooled", or remove it'
+        )
+    if settings.mqtt_password is not None and settings.framing != "mqtt":
+        raise ConfigurationError(
+            f'routes.{settings.name}.mqtt_password: it has no effect: write framing = "mqtt", or remove it'
+        )
+    if settings.message_id is not None and settings.framing not in _MESSAGES:
+        raise ConfigurationError(
+            f"routes.{settings.name}.message_id: framing = {settings.framing} has no messages: remove it"
+        )
+    row = _find_combination(settings, _label(backend))
     return Route(
         name=settings.name,
         match=settings.match,
@@ -111,9 +149,20 @@ def _check_route(settings: RouteSettings, backends: Mapping[str, BackendSettings
         reply=settings.reply,
         content_type=settings.content_type,
         payload_kind=payload_kind(settings.content_type),
+        message_id=settings.message_id,
+        mqtt_password=settings.mqtt_password,
+        delivery_timeout_s=settings.delivery_timeout_s,
+        device_messages_per_s=settings.device_messages_per_s,
+        device_bytes_per_s=settings.device_bytes_per_s,
+        spool=settings.spool,
         backend=settings.backend,
         backend_settings=backend,
     )
+
+
+def _label(backend: BackendSettings) -> str:
+    """The backend as the table calls it."""
+    return backend.kind if getattr(backend, "confirms", True) else f"{backend.kind} unconfirmed"
 
 
 def _find_combination(settings: RouteSettings, kind: str) -> Combination:

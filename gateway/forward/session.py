@@ -17,6 +17,7 @@ class DeviceInfo:
     identity: str
     group: str | None
     session: str
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class DeviceEnd(Protocol):
@@ -30,6 +31,9 @@ class DeviceEnd(Protocol):
 
     def close(self) -> None:
         """Like `finish`, and what the device still sends is dropped; soon the connection is gone."""
+
+    def opened(self) -> None:
+        """What the device had to say first has come: from now on it has the time of an idle session."""
 
     def pause_receiving(self) -> None:
         """Read nothing more from the device until `resume_receiving`; what was read already is still given."""
@@ -55,6 +59,11 @@ class RouteSession(Protocol):
 
     def resume_sending(self) -> None:
         """The device reads again."""
+
+    def send_command(self, command_id: str, payload: bytes) -> None:
+        """Send a command to the device between whatever else it is sent. Raises ControlError when that
+        cannot be, LimitReached when it cannot be just now.
+        """
 
     def stop(self) -> None:
         """The gateway ends the session: take no more, settle what is under way, then `DeviceEnd.close`."""

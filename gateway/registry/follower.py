@@ -16,6 +16,7 @@ that the replica lacks, the changes are kept and tried again with every poll, an
 an empty overlay says so. A revocation that was seen is never forgotten.
 """
 
+import datetime as dt
 import fcntl
 import os
 import shutil
@@ -27,11 +28,11 @@ from msgspec import structs
 from sqlalchemy import Connection
 
 from gateway.errors import ConfigurationError, RegistryError, RegistryMismatch, RegistryUnavailable
-from gateway.registry import feed
-from gateway.registry.database import make_engine, read
+from gateway.registry import commands, feed
+from gateway.registry.database import make_engine, read, write
 from gateway.registry.migrate import check_schema
 from gateway.registry.notices import Changed, IdRanges, Notice, Overlay, Published
-from gateway.registry.records import RealmRecord
+from gateway.registry.records import CommandRecord, RealmRecord
 from gateway.registry.replica import (
     FORMAT,
     MAP_BYTES,
@@ -82,6 +83,7 @@ class _Reading:
     devices: IdRanges
     committed_at: float
     credentials: feed.Credentials
+    commands: list[CommandRecord]
     realms: list[RealmRecord] | None
     """All of them, when one of them changed."""
 
@@ -192,6 +194,18 @@ class Follower:
             return []
         return self._carry(reading)
 
+    # Writing the registry: what a running gateway has to say there goes through here
+
+    def remove_commands(self, numbers: Iterable[int]) -> None:
+        """Remove commands that were delivered. Raises as `poll`; they may be given again."""
+        now = dt.datetime.fromtimestamp(self._wall(), dt.UTC)
+        write(self._engine, lambda connection: commands.remove_commands(connection, numbers, now))
+
+    def remove_expired_commands(self) -> int:
+        """Remove commands that waited too long, some at a time; how many. Raises as `poll`."""
+        now = dt.datetime.fromtimestamp(self._wall(), dt.UTC)
+        return write(self._engine, lambda connection: commands.remove_expired_commands(connection, now))
+
     # Reading the registry
 
     def _read(self) -> _Reading | Published | None:
@@ -240,6 +254,7 @@ class Follower:
             devices=devices,
             committed_at=min(committed_at),
             credentials=feed.credentials_of_devices(connection, devices),
+            commands=commands.commands_of_devices(connection, devices),
             realms=feed.realms(connection) if realms else None,
         )
 
@@ -275,6 +290,7 @@ class Follower:
                 for first_id, last_id in reading.devices:
                     batch.remove_devices(first_id, last_id)
                 batch.put_credentials(reading.credentials)
+                batch.put_commands(reading.commands)
                 if reading.realms is not None:
                     batch.replace_realms(reading.realms)
                 batch.put_meta(meta)
@@ -301,7 +317,7 @@ class Follower:
         now = self.status.polled_at
         if abs(now - self._meta.polled_at) < _POLL_TIME_STORED_EVERY_S:
             return
-        nothing = _Reading(self.status.sequence, (), now, {}, None)
+        nothing = _Reading(self.status.sequence, (), now, {}, [], None)
         self.status = replace(self.status, fault=self._write(nothing))
 
     # Generations
@@ -335,6 +351,9 @@ class Follower:
             with writer.batch() as batch:
                 batch.put_credentials(page)
             self.progress = CopyProgress(self.progress.copied + len(page), self.progress.total)
+        for waiting in commands.command_pages(connection):
+            with writer.batch() as batch:
+                batch.put_commands(waiting)
         with writer.batch() as batch:
             batch.replace_realms(feed.realms(connection))
             batch.put_meta(meta)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from gateway.registry import schema
 
-__all__ = ["Author", "Entry", "record_change", "utc_now"]
+__all__ = ["Author", "Entry", "record_change", "record_unaudited", "utc_now"]
 
 _CHANGES_KEPT = 100_000
 """How far a follower may be behind before it copies everything anew; a row of `changes` takes about 50 bytes."""
@@ -63,13 +63,8 @@ def record_change(
     connection: Connection, entry: Entry, author: Author, now: Callable[[], dt.datetime]
 ) -> int:
     """Take the next sequence, write `changes` and `audit` under it, and give it. Commit soon: others wait for it."""
-    sequence = _next_sequence(connection)
     at = now()
-    connection.execute(
-        insert(schema.changes).values(
-            sequence=sequence, scope=entry.scope, first_id=entry.first_id, last_id=entry.last_id, at=at
-        )
-    )
+    sequence = record_unaudited(connection, entry.scope, entry.first_id, entry.last_id, at)
     connection.execute(
         insert(schema.audit).values(
             sequence=sequence,
@@ -79,6 +74,19 @@ def record_change(
             action=entry.action,
             subject=entry.subject,
             detail=msgspec.json.encode(entry.detail).decode(),
+        )
+    )
+    return sequence
+
+
+def record_unaudited(
+    connection: Connection, scope: Literal["device", "realm"], first_id: int, last_id: int, at: dt.datetime
+) -> int:
+    """The same for what a running gateway writes by itself: nobody is to account for it."""
+    sequence = _next_sequence(connection)
+    connection.execute(
+        insert(schema.changes).values(
+            sequence=sequence, scope=scope, first_id=first_id, last_id=last_id, at=at
         )
     )
     if sequence % _PRUNE_EVERY == 0:

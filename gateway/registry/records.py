@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["CredentialRecord", "PskHash", "RealmRecord", "identity_key"]
+__all__ = ["CommandRecord", "CredentialRecord", "PskHash", "RealmRecord", "identity_key"]
 
 PskHash = Literal["sha256", "sha384"]
 
@@ -46,6 +46,16 @@ class CredentialRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def enabled(self) -> bool:
         """Neither is the device disabled nor the credential revoked; its window may still be closed."""
         return not (self.disabled or self.revoked)
+
+
+class CommandRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A command that waits for its device. `number` orders them, `expires_at` is Unix seconds."""
+
+    device_id: int
+    number: int
+    command_id: str
+    payload: bytes
+    expires_at: float
 
 
 def identity_key(realm_id: int, identity: bytes) -> bytes:

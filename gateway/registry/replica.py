@@ -5,10 +5,11 @@
       <uuid>/data.mdb    one generation: a whole copy, kept up to date by the follower
       <uuid>/lock.mdb
 
-LMDB gives lock-free readers in many processes beside one writer, and survives a crash at any moment. Four tables:
+LMDB gives lock-free readers in many processes beside one writer, and survives a crash at any moment. Five tables:
 
     credentials   realm id and identity (`records.identity_key`) -> CredentialRecord
     devices       device id -> the keys above that belong to it (duplicates), so that what was removed is found
+    commands      device id, number -> CommandRecord
     realms        realm id -> RealmRecord
     meta          "meta" -> ReplicaMeta
 
@@ -33,7 +34,7 @@ import lmdb
 import msgspec
 
 from gateway.errors import RegistryMismatch, RegistryUnavailable
-from gateway.registry.records import CredentialRecord, RealmRecord
+from gateway.registry.records import CommandRecord, CredentialRecord, RealmRecord
 
 __all__ = [
     "FORMAT",
@@ -51,11 +52,17 @@ __all__ = [
 Tables: TypeAlias = "dict[bytes, lmdb._Database]"  # noqa: SLF001 - the only name that py-lmdb gives this type
 _Transaction: TypeAlias = "lmdb.Transaction[bytes]"  # generic for type checkers only
 
-FORMAT = 1
+FORMAT = 2
 MAP_BYTES = 16 << 30  # address space only; one million credentials take about 250 MB
 _READERS_MAX = 1024  # processes that may read at a time: workers, and those that drain
 _LOCK_BYTES = 64 * (_READERS_MAX + 2)
-_TABLES = {b"credentials": False, b"devices": True, b"realms": False, b"meta": False}  # True: duplicates
+_TABLES = {  # True: duplicates
+    b"credentials": False,
+    b"devices": True,
+    b"commands": False,
+    b"realms": False,
+    b"meta": False,
+}
 _META_KEY = b"meta"
 _CURRENT = "current"
 _WHOLE_TIMEOUT_S = 0.1
@@ -74,6 +81,7 @@ class ReplicaMeta(msgspec.Struct, frozen=True, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_credential = msgspec.msgpack.Decoder(CredentialRecord).decode
+_decode_command = msgspec.msgpack.Decoder(CommandRecord).decode
 _decode_realm = msgspec.msgpack.Decoder(RealmRecord).decode
 _decode_meta = msgspec.msgpack.Decoder(ReplicaMeta).decode
 
@@ -84,6 +92,7 @@ class ReplicaReader:
     def __init__(self, environment: lmdb.Environment, tables: Tables) -> None:
         self._environment = environment
         self._credentials = tables[b"credentials"]
+        self._commands = tables[b"commands"]
         self._realms = tables[b"realms"]
         self._meta = tables[b"meta"]
         self.damaged = 0
@@ -115,6 +124,25 @@ class ReplicaReader:
         except (msgspec.DecodeError, lmdb.Error):
             self.damaged += 1
             return None
+
+    def commands(self, device_id: int) -> list[CommandRecord]:
+        """What waits for a device, in order; those that have expired may be among them."""
+        prefix = _id_key(device_id)
+        values: list[bytes] = []
+        try:
+            with (
+                self._environment.begin(self._commands) as transaction,
+                transaction.cursor() as cursor,
+            ):
+                if cursor.set_range(prefix):
+                    for key, value in cursor:
+                        if not key.startswith(prefix):
+                            break
+                        values.append(value)
+            return [_decode_command(value) for value in values]
+        except (msgspec.DecodeError, lmdb.Error):
+            self.damaged += 1
+            return []
 
     def realms(self) -> list[RealmRecord]:
         """Every realm, by id."""
@@ -235,13 +263,27 @@ class Batch:
         with self._transaction.cursor(self._tables[b"devices"]) as cursor:
             cursor.putmulti(sorted((_id_key(record.device_id), key) for key, record in credentials.items()))
 
+    def put_commands(self, commands: Iterable[CommandRecord]) -> None:
+        """Add or replace commands that wait."""
+        for command in commands:
+            key = _id_key(command.device_id) + _id_key(command.number)
+            self._transaction.put(key, _encode(command), db=self._tables[b"commands"])
+
     def remove_devices(self, first_id: int, last_id: int) -> None:
-        """Remove every credential of the devices in this range, both ends included."""
+        """Remove every credential and command of the devices in this range, both ends included."""
+        self._remove_commands(first_id, last_id)
         credentials, devices = self._tables[b"credentials"], self._tables[b"devices"]
         for device_key, key in _index_entries(self._transaction, self._tables, first_id, last_id):
             if _belongs(self._transaction, self._tables, key, device_key):
                 self._transaction.delete(key, db=credentials)
             self._transaction.delete(device_key, key, db=devices)
+
+    def _remove_commands(self, first_id: int, last_id: int) -> None:
+        last = _id_key(last_id)
+        with self._transaction.cursor(self._tables[b"commands"]) as cursor:
+            cursor.set_range(_id_key(first_id))
+            while (key := cursor.key()) and key[: len(last)] <= last:
+                cursor.delete()  # and stand on the next one, or nowhere
 
     def replace_realms(self, realms: Iterable[RealmRecord]) -> None:
         """Let these be the realms."""

@@ -32,6 +32,7 @@ __all__ = [
     "SCHEMA_REVISION",
     "audit",
     "changes",
+    "commands",
     "credentials",
     "devices",
     "feed",
@@ -40,7 +41,7 @@ __all__ = [
     "secrets",
 ]
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The migration that this program knows; their names are numbers, so that older and newer can be told."""
 
 _MARIADB_BYTEWISE = "utf8mb4_nopad_bin"
@@ -141,6 +142,22 @@ credentials = Table(
     CheckConstraint("hash IN ('sha256', 'sha384')", name="hash"),
     sqlite_autoincrement=True,
 )
+
+commands = Table(
+    "commands",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("device_id", _Id, ForeignKey("devices.id", ondelete="CASCADE"), nullable=False),
+    Column("command_id", _bytewise(36), nullable=False),
+    Column("payload", LargeBinary, nullable=False),  # at most 65,535 bytes: what a BLOB of MariaDB holds
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    UniqueConstraint("command_id"),
+    Index(None, "device_id"),
+    Index(None, "expires_at"),
+    sqlite_autoincrement=True,
+)
+"""Commands that wait for their device to connect, in the order of their ids."""
 
 feed = Table(
     "feed",

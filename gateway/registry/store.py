@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gateway.errors import RegistryRefused
-from gateway.registry import identities, schema
+from gateway.registry import commands, identities, schema
 from gateway.registry.database import make_engine, read, write
 from gateway.registry.founding import open_secrets
 from gateway.registry.ledger import Author, Entry, record_change, utc_now
@@ -244,6 +244,39 @@ class Registry:
             )
 
         write(self._opened(), work)
+
+    def queue_command(
+        self, realm: str, name: str, command_id: str, payload: bytes, ttl: dt.timedelta
+    ) -> dt.datetime:
+        """Let a command wait until the device connects, to any node, or until `ttl` has passed.
+
+        Returns:
+            When it expires.
+
+        Raises:
+            RegistryRefused: there is no such device, or see `commands.add_command`.
+
+        """
+
+        def work(connection: Connection) -> dt.datetime:
+            device = _known_device(connection, realm, name)
+            created_at = self._now()
+            expires_at = created_at + ttl
+            commands.add_command(
+                connection,
+                device_id=device.id,
+                command_id=command_id,
+                payload=payload,
+                created_at=created_at,
+                expires_at=expires_at,
+            )
+            detail = {"command": command_id, "bytes": len(payload), "expires_at": expires_at}
+            self._record(
+                connection, Entry("device", device.id, device.id, "queue-command", f"{realm}/{name}", detail)
+            )
+            return expires_at
+
+        return write(self._opened(), work)
 
     # Reads
 

@@ -17,16 +17,20 @@ Deadlines are the worker's: `deadline` moves with the traffic, and `deadline_pas
 import asyncio
 import dataclasses
 import enum
+import fcntl
 import random
+import struct
+import termios
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 import structlog
 
-from gateway.errors import LimitReached, PeerError, PeerFault
+from gateway.errors import ControlError, LimitReached, PeerError, PeerFault
 from gateway.forward.message import uuid7
 from gateway.forward.session import Bytes, DeviceInfo, RouteSession
 from gateway.registry.records import RealmRecord
+from gateway.server.commands import CommandSender
 from gateway.server.control import SessionInfo
 from gateway.server.deadlines import Deadlines
 from gateway.server.limits import ConnectionLimits
@@ -55,6 +59,8 @@ LINGER_S: Final = 2.0
 STOP_S: Final = 0.2
 """How long a session that the gateway ends may take to settle what is under way."""
 
+_INT: Final = struct.Struct("i")
+
 _read_buffer = memoryview(bytearray(READ_BYTES))
 """One for all connections of the process: the bytes are decrypted before the event loop reads again."""
 
@@ -80,6 +86,7 @@ class Services:
     lookup: DeviceLookup
     routes: LiveRoutes
     sessions: "SessionIndex[DeviceConnection]"
+    commands: CommandSender
     is_debugging: bool
     """Whether sessions are logged one by one; asked first, since a log call costs microseconds even when it is dropped."""
 
@@ -93,6 +100,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         "_in_flight",
         "_listener",
         "_live_route",
+        "_opening",
         "_peer_finished",
         "_realm",
         "_receiving",
@@ -102,6 +110,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         "_session",
         "_since",
         "_stopping",
+        "_transmitted",
         "_transport",
         "address",
         "cipher",
@@ -131,7 +140,9 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._resolution: Resolution | None = None
         self._accepted_at = 0.0
         self._since = 0.0
+        self._transmitted = 0
         self._in_flight = False
+        self._opening = False
         self._receiving = False
         self._finished = False
         self._stopping = False
@@ -204,6 +215,9 @@ class DeviceConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, whoever ended it."""
+        if self.session_id:
+            self._services.sessions.remove(self.device_id, self)
+            self._services.commands.gone(self)  # before the socket is closed: what was acknowledged?
         phase, self.phase = self.phase, Phase.GONE
         if not self._accepted_at:
             return
@@ -214,7 +228,6 @@ class DeviceConnection(asyncio.BufferedProtocol):
         services.limits.release(self.address)
         self._listener.connections -= 1
         if self.session_id:
-            services.sessions.remove(self.device_id, self)
             assert self._route is not None
             self._route.device_lost()
             self._route = None
@@ -293,6 +306,11 @@ class DeviceConnection(asyncio.BufferedProtocol):
         if self.phase is Phase.LIVE:
             self._linger()
 
+    def opened(self) -> None:
+        """The deadline of the first message is met."""
+        self._opening = False
+        self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+
     def pause_receiving(self) -> None:
         """Do not read the device."""
         if self.phase is Phase.LIVE and self._receiving:
@@ -350,6 +368,35 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._expect_within(within_s)
         assert self._route is not None
         self._route.stop()
+
+    @property
+    def takes_commands(self) -> bool:
+        """Whether it is live, on a route that has commands."""
+        return (
+            self.phase is Phase.LIVE
+            and not self._finished
+            and self._live_route is not None
+            and self._live_route.is_framed
+        )
+
+    def send_command(self, command_id: str, payload: bytes) -> int:
+        """Send a command; gives the mark that `has_acknowledged` takes. Raises ControlError or LimitReached."""
+        if self.phase is not Phase.LIVE or self._finished or self._route is None:
+            raise ControlError("the session is ending")
+        self._route.send_command(command_id, payload)
+        return self._transmitted
+
+    def has_acknowledged(self, mark: int) -> bool | None:
+        """Whether the device's TCP has acknowledged everything up to `mark`; None when the connection is gone."""
+        if self.phase is Phase.GONE or self._transport is None:
+            return None
+        waiting = self._transport.get_write_buffer_size()
+        sock = self._transport.get_extra_info("socket")
+        try:
+            (unacknowledged,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+        except OSError:  # closed, and we are told of it in a moment
+            return None
+        return bool(self._transmitted - waiting - unacknowledged >= mark)
 
     def describe(self) -> SessionInfo:
         """For `gatewayctl list-sessions`."""
@@ -420,14 +467,22 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._handshake_ended(Outcome.OK, "")
         self.phase = Phase.LIVE
         self._receiving = True
-        self.deadline = now + (
-            services.settings.first_message_timeout_s if route.is_framed else services.settings.idle_timeout_s
+        self._opening = route.has_opening
+        self._expect_from_now_on(
+            services.settings.first_message_timeout_s
+            if route.is_framed or route.has_opening
+            else services.settings.idle_timeout_s
         )
         services.sessions.add(record.device_id, self)
         self._route = route.open_session(
-            self, DeviceInfo(realm.name, record.device, self.identity, record.group, self.session_id)
+            self,
+            DeviceInfo(
+                realm.name, record.device, self.identity, record.group, self.session_id, record.labels
+            ),
         )
         self._resolution = None
+        if route.is_framed:
+            services.commands.connected(self)
 
     def _failed(self, error: PeerError | LimitReached | TlsFailure) -> None:
         """The session is over; what `output` holds is the alert."""
@@ -498,6 +553,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         """Transmit what the TLS session wants to say."""
         output = self._session.output()
         if output and self._transport is not None:
+            self._transmitted += len(output)
             self._transport.write(output)
 
     def _close_if_both_finished(self) -> None:
@@ -522,13 +578,19 @@ class DeviceConnection(asyncio.BufferedProtocol):
 
     def _put_off_idle(self) -> None:
         """There is traffic. A session that is being ended is ended all the same."""
-        if not self._stopping:
+        if not (self._stopping or self._opening):
             self.deadline = self._services.now() + self._services.settings.idle_timeout_s
 
     def _expect_within(self, seconds: float) -> None:
         now = self._services.now()
         if now + seconds < self.deadline or self.deadline <= now:  # passed: this is the next one
             self.deadline = now + seconds
+            self._services.deadlines.bring_forward(self)
+
+    def _expect_from_now_on(self, seconds: float) -> None:
+        """Put another deadline in the place of the one there is, earlier or later."""
+        filed, self.deadline = self.deadline, self._services.now() + seconds
+        if self.deadline < filed:
             self._services.deadlines.bring_forward(self)
 
     def _abort(self) -> None:

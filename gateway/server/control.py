@@ -25,13 +25,21 @@ __all__ = [
     "Channel",
     "CheckReaders",
     "Collect",
+    "CommandDelivered",
+    "CommandOutcome",
     "Configure",
+    "DeadLetterInfo",
+    "DeadLetters",
+    "DiscardDeadLetters",
     "Done",
     "Drain",
     "FollowerStatus",
     "Kick",
+    "ListDeadLetters",
     "ListSessions",
     "Metrics",
+    "RetryDeadLetters",
+    "SendCommand",
     "SessionInfo",
     "Sessions",
     "connect_unix",
@@ -109,6 +117,82 @@ class Kick(msgspec.Struct, tag=True, frozen=True):
     device: str
 
 
+class SendCommand(msgspec.Struct, tag=True, frozen=True):
+    """A command for a connected device, answered by a CommandOutcome after `timeout_s` seconds at most.
+
+    The supervisor fills in the session that is to get it.
+    """
+
+    realm: str
+    device: str
+    id: str
+    payload: bytes
+    timeout_s: float
+    session: str = ""
+
+
+class CommandOutcome(msgspec.Struct, tag=True, frozen=True):
+    """What became of a command.
+
+    `delivered`: the device's TCP has it all. `not_connected`: there is no session of the device. `refused`: its route
+    or its framing cannot carry it. `unacknowledged`: sent, and not acknowledged in time. `lost`: the connection broke.
+    """
+
+    id: str
+    state: str
+    detail: str
+
+
+class CommandDelivered(msgspec.Struct, tag=True, frozen=True):
+    """A command that waited in the registry was delivered: it waits no longer."""
+
+    device_id: int
+    number: int
+
+
+class ListDeadLetters(msgspec.Struct, tag=True, frozen=True):
+    """Ask for up to `limit` dead letters, of all routes or of one."""
+
+    limit: int
+    route: str | None = None
+
+
+class DeadLetterInfo(msgspec.Struct, frozen=True):
+    """One message that is not tried any more. Times are Unix seconds; `event` is the id that the backend would see."""
+
+    id: str
+    route: str
+    realm: str
+    device: str
+    identity: str
+    event: str
+    received_at: float
+    at: float
+    reason: str
+    payload: bytes
+
+
+class DeadLetters(msgspec.Struct, tag=True, frozen=True):
+    """Dead letters, and how many there are in all."""
+
+    letters: list[DeadLetterInfo]
+    total: int
+
+
+class RetryDeadLetters(msgspec.Struct, tag=True, frozen=True):
+    """Deliver the dead letters with these ids again, or all."""
+
+    ids: list[str] | None
+    route: str | None = None
+
+
+class DiscardDeadLetters(msgspec.Struct, tag=True, frozen=True):
+    """Delete the dead letters with these ids, or all."""
+
+    ids: list[str] | None
+    route: str | None = None
+
+
 class Drain(msgspec.Struct, tag=True, frozen=True):
     """Stop accepting, end all sessions within `drain_s` seconds, and exit."""
 
@@ -136,6 +220,13 @@ Message = (
     | ListSessions
     | Sessions
     | Kick
+    | SendCommand
+    | CommandOutcome
+    | CommandDelivered
+    | ListDeadLetters
+    | DeadLetters
+    | RetryDeadLetters
+    | DiscardDeadLetters
     | Drain
     | Done
 )

@@ -26,6 +26,7 @@ from gateway.server.control import (
     Channel,
     CheckReaders,
     Collect,
+    CommandDelivered,
     Configure,
     Drain,
     FollowerStatus,
@@ -45,6 +46,7 @@ _RETRY_MAX_S: Final = 5.0
 """A registry that is away is asked again at least this often."""
 _COUNT_EVERY_S: Final = 60.0
 _PROGRESS_EVERY_S: Final = 2.0
+_DELIVERED_PER_POLL: Final = 1_000
 
 
 class FollowerSettings(BaseModel):
@@ -80,6 +82,7 @@ class FollowerProcess:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
         self._stop = asyncio.Event()
         self._said = ""
+        self._delivered: list[int] = []
         self._counted_at = -_COUNT_EVERY_S
         self._counting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._counting.set_result(None)
@@ -110,6 +113,8 @@ class FollowerProcess:
                 return self.metrics()
             case CheckReaders():
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._follower.reader_check)
+            case CommandDelivered():
+                self._delivered.append(message.number)
             case Drain():
                 self.stop()
             case _:
@@ -127,8 +132,9 @@ class FollowerProcess:
     async def _poll(self, waited_s: float) -> float:
         """One poll; seconds until the next."""
         loop = asyncio.get_running_loop()
-        polling = loop.run_in_executor(self._thread, self._follower.poll)
         try:
+            await self._remove_delivered()
+            polling = loop.run_in_executor(self._thread, self._follower.poll)
             while not (await asyncio.wait({polling}, timeout=_PROGRESS_EVERY_S))[0]:
                 self._tell_progress()
             for notice in polling.result():
@@ -142,12 +148,23 @@ class FollowerProcess:
             self._counting = loop.create_task(self._count_credentials())
         return 0.0 if self._follower.behind else self._settings.registry.poll_interval_s
 
+    async def _remove_delivered(self) -> None:
+        """Commands that were delivered wait no longer; while the registry is away they are remembered here."""
+        delivered = self._delivered[:_DELIVERED_PER_POLL]
+        if delivered:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._thread, self._follower.remove_commands, delivered)
+            del self._delivered[: len(delivered)]
+
     async def _count_credentials(self) -> None:
         """Refresh the gauge, once a minute: it is never counted at a scrape."""
         with contextlib.suppress(RegistryError):  # the next poll meets it, too, and tells
             counts = await asyncio.to_thread(self._follower.credential_states)
             for state, count in counts.items():
                 self._metrics.credentials.labels(state).set(count)
+            await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._follower.remove_expired_commands
+            )
 
     def _tell_progress(self) -> None:
         progress = self._follower.progress

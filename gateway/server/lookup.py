@@ -19,7 +19,7 @@ import structlog
 from gateway.errors import RegistryMismatch
 from gateway.registry.identities import is_identity
 from gateway.registry.notices import Overlay
-from gateway.registry.records import CredentialRecord, RealmRecord, identity_key
+from gateway.registry.records import CommandRecord, CredentialRecord, RealmRecord, identity_key
 from gateway.registry.replica import ReplicaReader
 from gateway.registry.sealing import Sealer, credential_context, secret_context
 from gateway.telemetry.metrics import Lookup, Outcome, WorkerMetrics
@@ -154,6 +154,10 @@ class DeviceLookup:
             self._count_damaged()
             log.error("replica_record_damaged", realm=realm_id, identity=identity.decode("utf-8", "replace"))
         return record
+
+    def commands(self, device_id: int) -> list[CommandRecord]:
+        """What waits for a device, in order; those that have expired may be among them."""
+        return [] if self._reader is None else self._reader.commands(device_id)
 
     def resolve(
         self, realm: RealmRecord | None, offered: Sequence[OfferedPsk], address: str, now: float

@@ -13,11 +13,15 @@ from gateway.forward.backends import SINKS
 from gateway.forward.backends.tcp import TcpBackend, TcpSettings
 from gateway.forward.delivery import Attempt, DirectDelivery
 from gateway.forward.framed import FramedSession
+from gateway.forward.mqtt import MqttSession
+from gateway.forward.outbox import SpooledDelivery
+from gateway.forward.rate import DeviceRates
 from gateway.forward.relay import Relay
 from gateway.forward.route import Route, RouteTable
 from gateway.forward.session import DeviceEnd, DeviceInfo, RouteSession
 from gateway.telemetry.metrics import WorkerMetrics
-from gateway.wire.framing import LineDecoder, Reason
+from gateway.wire.framing import Reason
+from gateway.wire.framings import FRAMINGS
 
 __all__ = ["LiveRoute", "LiveRoutes", "Spawn"]
 
@@ -31,6 +35,8 @@ class LiveRoute:
     """One route of one worker."""
 
     is_framed = False
+    has_opening = False
+    """Whether a session begins with something that has to be whole before the deadline of the first message."""
 
     def __init__(self, route: Route, metrics: WorkerMetrics) -> None:
         self.name: Final = route.name
@@ -50,6 +56,11 @@ class LiveRoute:
 
     async def close(self) -> None:
         """Deliver what is pending and let go."""
+
+    @property
+    def spool(self) -> SpooledDelivery | None:
+        """The spool of a spooled route."""
+        return None
 
     def _backend_tried(self, duration_s: float, error: Exception | None) -> None:
         """Count a try, and log when the backend goes away or comes back: once, not per message."""
@@ -88,6 +99,40 @@ class StreamRoute(LiveRoute):
         self._backend_tried(duration_s, error)
 
 
+class MqttRoute(StreamRoute):
+    """MQTT to a broker, one connection for each session; only CONNECT is read."""
+
+    has_opening = True
+
+    def __init__(self, route: Route, settings: TcpSettings, metrics: WorkerMetrics, spawn: Spawn) -> None:
+        super().__init__(route, settings, metrics, spawn)
+        self._password = None if route.mqtt_password is None else route.mqtt_password.get_secret_value()
+        self.connect_received = metrics.messages_received.labels(route.name).inc
+        self._rejected = {
+            reason: metrics.messages_rejected.labels(route.name, reason.value).inc for reason in Reason
+        }
+
+    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:
+        """Wait for CONNECT, and connect to the broker then."""
+
+        def begin(relay: Relay) -> None:
+            relay.connecting = self._spawn(relay.connect(self._backend))
+
+        return MqttSession(device, info, self, password=self._password, begin=begin)
+
+    def connect_refused(self, info: DeviceInfo, reason: Reason, detail: str) -> None:
+        """Count a CONNECT that was refused, and say why."""
+        self._rejected[reason]()
+        log.info(
+            "mqtt_connect_refused",
+            route=self.name,
+            device=info.device,
+            realm=info.realm,
+            session=info.session,
+            reason=detail,
+        )
+
+
 class FramedRoute(LiveRoute):
     """Messages to a sink, shared by all sessions of the worker."""
 
@@ -101,19 +146,41 @@ class FramedRoute(LiveRoute):
         *,
         message_bytes_max: int,
         stdout_lock: Path,
+        spool_dir: Path,
+        workers: int,
         soon: Callable[[Callable[[], None]], object],
     ) -> None:
         super().__init__(route, metrics)
         sink = SINKS[route.backend_settings.kind](
             route.backend, route.backend_settings, route.content_type, stdout_lock
         )
-        self._delivery = DirectDelivery(sink, on_attempt=self._attempted)
+        self._delivery: DirectDelivery | SpooledDelivery
+        if route.delivery == "spooled":
+            self._delivery = SpooledDelivery(
+                sink,
+                spool_dir / route.name,
+                route.spool,
+                workers=workers,
+                timeout_s=route.delivery_timeout_s,
+                on_attempt=self._attempted,
+                on_commit=metrics.outbox_commit_duration.labels(route.name).observe,
+            )
+            _watch(self._delivery, route.name, metrics)
+        else:
+            self._delivery = DirectDelivery(
+                sink, on_attempt=self._attempted, timeout_s=route.delivery_timeout_s
+            )
+        self._rates = DeviceRates(
+            route.device_messages_per_s, route.device_bytes_per_s, message_bytes_max, time.monotonic
+        )
         self._route = route
         self._spawn = spawn
         self._soon = soon
         self._message_bytes_max = message_bytes_max
+        self._framing = FRAMINGS[route.framing]
         self.received = metrics.messages_received.labels(route.name).inc
         self._count_delivered = metrics.messages_delivered.labels(route.name, route.backend).inc
+        self._count_reply_dropped = metrics.replies_dropped.labels(route.name).inc
         self._rejected = {
             reason: metrics.messages_rejected.labels(route.name, reason.value).inc for reason in Reason
         }
@@ -123,13 +190,15 @@ class FramedRoute(LiveRoute):
         return FramedSession(
             device,
             info,
-            LineDecoder(self._message_bytes_max),
-            self._delivery,
+            self._framing.decoder(self._message_bytes_max),
+            self._rates.limit(self._delivery, info),
             self,
             kind=self._route.payload_kind,
             ack=self._route.ack,
             wall=time.time,
             soon=self._soon,
+            encode=self._framing.encode,
+            has_message_ids=self._route.message_id is not None,
         )
 
     async def open(self) -> None:
@@ -144,14 +213,31 @@ class FramedRoute(LiveRoute):
         """Deliver what is pending, close the sink."""
         await self._delivery.aclose()
 
+    @property
+    def spool(self) -> SpooledDelivery | None:
+        """The spool, when the route has one."""
+        return self._delivery if isinstance(self._delivery, SpooledDelivery) else None
+
     def rejected(self, reason: Reason) -> None:
         """Count a refused frame."""
         self._rejected[reason]()
 
+    def reply_dropped(self, why: str) -> None:
+        """A reply that the framing cannot carry."""
+        self._count_reply_dropped()
+        log.debug("reply_dropped", route=self.name, reason=why)
+
     def _attempted(self, attempt: Attempt) -> None:
         self._backend_tried(attempt.duration_s, attempt.error)
-        if attempt.error is None:
-            self._count_delivered(attempt.messages)
+        self._count_delivered(attempt.delivered)
+        if attempt.refused:
+            log.warning(
+                "messages_refused",
+                backend=self._backend_name,
+                route=self.name,
+                messages=attempt.refused,
+                reason=attempt.refusal,
+            )
 
 
 class LiveRoutes:
@@ -165,13 +251,16 @@ class LiveRoutes:
         *,
         message_bytes_max: int,
         stdout_lock: Path,
+        spool_dir: Path,
+        workers: int,
         soon: Callable[[Callable[[], None]], object],
     ) -> None:
         self._table = table
         self._live: dict[str, LiveRoute] = {}
         for route in table.routes:
             if isinstance(route.backend_settings, TcpSettings):
-                self._live[route.name] = StreamRoute(route, route.backend_settings, metrics, spawn)
+                make = MqttRoute if route.framing == "mqtt" else StreamRoute
+                self._live[route.name] = make(route, route.backend_settings, metrics, spawn)
             else:
                 self._live[route.name] = FramedRoute(
                     route,
@@ -179,8 +268,11 @@ class LiveRoutes:
                     spawn,
                     message_bytes_max=message_bytes_max,
                     stdout_lock=stdout_lock,
+                    spool_dir=spool_dir,
+                    workers=workers,
                     soon=soon,
                 )
+        self._spool_dir = spool_dir
         self.alpn: Final = tuple(name.encode("ascii") for name in table.alpn_names)
 
     def choose(
@@ -197,11 +289,39 @@ class LiveRoutes:
         return None if route is None else self._live[route.name]
 
     async def open(self) -> None:
-        """Open every route."""
+        """Open every route, and complain of spools that belong to none."""
         for route in self._live.values():
             await route.open()
+        self._look_for_strays()
 
     async def close(self) -> None:
-        """Close every route, delivering what is pending."""
-        for route in self._live.values():
-            await route.close()
+        """Close every route, delivering what is pending. One whose backend hangs does not keep the others."""
+        await asyncio.gather(*(route.close() for route in self._live.values()))
+
+    def spools(self, name: str | None = None) -> dict[str, SpooledDelivery]:
+        """The spools of all routes, or of the one of this name."""
+        found = {route.name: route.spool for route in self._live.values() if name in (None, route.name)}
+        return {route: spool for route, spool in found.items() if spool is not None}
+
+    def _look_for_strays(self) -> None:
+        """Messages that were acknowledged on a route which is not there any more, or is not spooled any more."""
+        if not self._spool_dir.is_dir():
+            return
+        spools = self.spools()
+        for folder in sorted(self._spool_dir.iterdir()):
+            if folder.name not in spools and any(folder.glob("*.db")):
+                log.error(
+                    "spool_without_route",
+                    route=folder.name,
+                    folder=str(folder),
+                    advice=f'messages may wait there: configure a route {folder.name} with delivery = "spooled" until it is '
+                    "empty, or remove the folder",
+                )
+
+
+def _watch(spool: SpooledDelivery, route: str, metrics: WorkerMetrics) -> None:
+    metrics.outbox_messages.labels(route).set_function(lambda: spool.messages)
+    metrics.outbox_bytes.labels(route).set_function(lambda: spool.bytes)
+    metrics.outbox_oldest.labels(route).set_function(lambda: spool.oldest_s)
+    metrics.outbox_dead.labels(route).set_function(lambda: spool.dead_count)
+    metrics.outbox_damaged.labels(route).set_function(lambda: spool.damaged_messages)

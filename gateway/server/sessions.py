@@ -24,6 +24,7 @@ class SessionIndex(Generic[S]):
 
     def __init__(self) -> None:
         self._by_device: dict[int, set[S]] = {}
+        self._ids: dict[tuple[str, str], int] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -38,6 +39,7 @@ class SessionIndex(Generic[S]):
         sessions = self._by_device.get(device_id)
         if sessions is None:
             self._by_device[device_id] = {session}
+            self._ids[session.realm, session.device] = device_id
         else:
             sessions.add(session)
         self._count += 1
@@ -48,6 +50,7 @@ class SessionIndex(Generic[S]):
         sessions.remove(session)
         if not sessions:
             del self._by_device[device_id]
+            self._ids.pop((session.realm, session.device), None)
         self._count -= 1
 
     def of_devices(self, ranges: Iterable[tuple[int, int]]) -> list[S]:
@@ -64,8 +67,14 @@ class SessionIndex(Generic[S]):
                 found.extend(self._by_device[number])
         return found
 
+    def of_device(self, device_id: int) -> list[S]:
+        """Sessions of one device."""
+        return list(self._by_device.get(device_id, ()))
+
     def named(self, realm: str | None, device: str | None) -> list[S]:
         """Sessions of one realm or device name, or of both; None matches all."""
+        if realm is not None and device is not None:
+            return list(self._by_device.get(self._ids.get((realm, device), 0), ()))
         return [
             session
             for session in self

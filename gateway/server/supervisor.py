@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 
 import gateway
 from gateway.errors import ConfigurationError, ControlError
+from gateway.forward.secrets import REVEAL
 from gateway.registry.notices import Changed, Published
 from gateway.server.admin import Admin
 from gateway.server.children import Child
@@ -30,16 +31,24 @@ from gateway.server.control import (
     Channel,
     CheckReaders,
     Collect,
+    CommandDelivered,
+    CommandOutcome,
     Configure,
+    DiscardDeadLetters,
     Done,
     Drain,
     FollowerStatus,
     Kick,
+    ListDeadLetters,
     ListSessions,
     Message,
+    RetryDeadLetters,
+    SendCommand,
     Sessions,
     unix_listener,
 )
+from gateway.server.dead_letters import add_up
+from gateway.server.dispatch import CommandDispatch
 from gateway.server.follower import FollowerSettings
 from gateway.server.settings import Address, AdminSettings
 from gateway.server.worker import BACKLOG, WorkerSettings
@@ -53,6 +62,8 @@ log = structlog.get_logger()
 
 CONTROL_SOCKET: Final = "control.sock"
 _ASK_TIMEOUT_S: Final = 5.0
+_DEAD_LETTERS_TIMEOUT_S: Final = 50.0
+"""Writing back a gigabyte takes a while."""
 _PUBLISH_TIMEOUT_S: Final = 30.0
 """From a cold page cache, with every live session to look at again."""
 _AFTER_DRAIN_S: Final = 5.0
@@ -82,7 +93,7 @@ class Supervisor:
     def __init__(self, settings: SupervisorSettings) -> None:
         self._settings = settings
         self._metrics_registry = CollectorRegistry()
-        SupervisorMetrics(
+        metrics = SupervisorMetrics(
             self._metrics_registry,
             version=gateway.__version__,
             python=platform.python_version(),
@@ -94,6 +105,9 @@ class Supervisor:
             "follower", "gateway.server.follower", self._configure_follower, self._from_follower
         )
         self._workers: list[Child] = []
+        self._commands = CommandDispatch(
+            lambda: self._workers, lambda state: metrics.commands.labels(state).inc()
+        )
         self._status = FollowerStatus(
             state="starting", detail="the follower is starting", sequence=0, polled_at=0.0
         )
@@ -199,7 +213,7 @@ class Supervisor:
 
     def _worker_configuration(self, number: int) -> Callable[[], Configure]:
         sockets = {name: [sock.fileno() for sock in socks] for name, socks in self._sockets.items()}
-        settings = self._settings.worker.model_dump_json().encode()
+        settings = self._settings.worker.model_dump_json(context=REVEAL).encode()
         return lambda: Configure(settings, number, self._worker_count, sockets)
 
     def _worker_started(self, worker: Child) -> None:
@@ -219,7 +233,31 @@ class Supervisor:
         worker.is_ready = True
 
     async def _from_worker(self, message: Message) -> Message | None:
-        raise AssertionError(f"a worker says nothing of its own, not {type(message).__name__}")
+        match message:
+            case CommandOutcome():
+                self._commands.settle(message)
+            case CommandDelivered():
+                self._command_delivered(message)
+            case SendCommand():
+                self._spawn(self._send_command(message))
+            case _:
+                raise AssertionError(f"a worker does not say {type(message).__name__}")
+        return None
+
+    async def _send_command(self, command: SendCommand) -> None:
+        """One that came from a broker: nobody waits for its outcome but the metric and the log."""
+        try:
+            outcome = await self._commands.send(command)
+        except ControlError as exc:
+            log.warning("command_failed", device=command.device, realm=command.realm, reason=str(exc))
+            return
+        log.debug("command_sent", device=command.device, realm=command.realm, state=outcome.state)
+
+    def _command_delivered(self, message: CommandDelivered) -> None:
+        """The registry forgets it through the follower; until then every worker knows."""
+        self._follower.notify(message)
+        for worker in self._workers:
+            worker.notify(message)
 
     async def _from_follower(self, message: Message) -> Message | None:
         match message:
@@ -255,18 +293,22 @@ class Supervisor:
                 return Sessions(
                     [session for answer in answers for session in cast("Sessions", answer).sessions]
                 )
+            case ListDeadLetters() | RetryDeadLetters() | DiscardDeadLetters():
+                return add_up(message, await self._ask_workers(message, _DEAD_LETTERS_TIMEOUT_S))
             case Kick():
                 answers = await self._ask_workers(message)
                 count = sum(cast("Done", answer).count for answer in answers)
                 log.info("kicked", realm=message.realm, device=message.device, sessions=count)
                 return Done(count)
+            case SendCommand():
+                return await self._commands.send(message)
             case _:
                 raise ControlError(
                     f"this gateway does not know {type(message).__name__}: are both of one version?"
                 )
 
-    async def _ask_workers(self, message: Message) -> list[Message]:
-        return await asyncio.gather(*(worker.call(message, _ASK_TIMEOUT_S) for worker in self._workers))
+    async def _ask_workers(self, message: Message, timeout_s: float = _ASK_TIMEOUT_S) -> list[Message]:
+        return await asyncio.gather(*(worker.call(message, timeout_s) for worker in self._workers))
 
     def _log_start(self, admin_address: str) -> None:
         for name, socks in self._sockets.items():

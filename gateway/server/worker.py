@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,19 +25,26 @@ from gateway.forward.route import RouteTable
 from gateway.forward.settings import BackendSettings, RouteSettings
 from gateway.registry.notices import Changed, Published
 from gateway.registry.sealing import MasterKey, Sealer
+from gateway.server.commands import CommandSender
 from gateway.server.connection import STOP_S, DeviceConnection, Services
 from gateway.server.control import (
     Channel,
     Collect,
+    CommandDelivered,
     Configure,
+    DiscardDeadLetters,
     Done,
     Drain,
     Kick,
+    ListDeadLetters,
     ListSessions,
     Message,
     Metrics,
+    RetryDeadLetters,
+    SendCommand,
     Sessions,
 )
+from gateway.server.dead_letters import handle_dead_letters
 from gateway.server.deadlines import TICK_S, Deadlines
 from gateway.server.limits import ConnectionLimits
 from gateway.server.listener import Listener
@@ -86,7 +93,12 @@ class Worker:
     """All of one worker. `serve` is its life."""
 
     def __init__(
-        self, settings: WorkerSettings, number: int, workers: int, sockets: dict[str, list[int]]
+        self,
+        settings: WorkerSettings,
+        number: int,
+        workers: int,
+        sockets: dict[str, list[int]],
+        tell: Callable[[Message], None],
     ) -> None:
         self._settings = settings
         self._number = number
@@ -106,9 +118,19 @@ class Worker:
             self._spawn,
             message_bytes_max=settings.limits.message_bytes_max,
             stdout_lock=settings.data_dir / "stdout.lock",
+            spool_dir=settings.data_dir / "spool",
+            workers=workers,
             soon=self._loop.call_soon,
         )
         self._sessions: SessionIndex[DeviceConnection] = SessionIndex()
+        self._commands = CommandSender(
+            sessions=self._sessions.of_device,
+            waiting=self._lookup.commands,
+            report=tell,
+            now=time.monotonic,
+            wall=time.time,
+            later=self._loop.call_later,
+        )
         self._deadlines: Deadlines[DeviceConnection] = Deadlines(time.monotonic())
         self._services = Services(
             settings=settings.limits,
@@ -119,6 +141,7 @@ class Worker:
             lookup=self._lookup,
             routes=self._routes,
             sessions=self._sessions,
+            commands=self._commands,
             is_debugging=settings.log.level == "debug",
         )
         self._listeners = [
@@ -158,6 +181,14 @@ class Worker:
                 for session in found:
                     session.stop("kicked")
                 return Done(len(found))
+            case SendCommand():
+                found = self._sessions.named(message.realm, message.device)
+                newest = next((each for each in found if each.session_id == message.session), None)
+                self._commands.send(message, newest)
+            case CommandDelivered():
+                self._commands.settled(message.device_id, message.number)
+            case ListDeadLetters() | RetryDeadLetters() | DiscardDeadLetters():
+                return await handle_dead_letters(self._routes, message)
             case Drain():
                 self.drain(message.drain_s)
             case _:
@@ -177,6 +208,8 @@ class Worker:
             raise ControlError(str(exc)) from exc
         self._contexts.keep_hints(realm.hint for realm in self._lookup.realms.values())
         self._check_sessions(self._sessions, None)
+        for session in self._sessions:
+            self._commands.connected(session)
         if not self._servers and not self._draining.is_set():
             await self._accept()
 
@@ -188,6 +221,7 @@ class Worker:
             self._lookup.reload_realms()
             self._contexts.keep_hints(realm.hint for realm in self._lookup.realms.values())
         self._check_sessions(self._sessions.of_devices(change.devices), change.committed_at)
+        self._commands.changed(change.devices, self._sessions.of_devices(change.devices))
 
     def _check_sessions(self, sessions: Iterable[DeviceConnection], committed_at: float | None) -> None:
         """Evaluate again what let these devices in, and stop those that would not come in now."""
@@ -274,7 +308,9 @@ async def _main(control_fd: int) -> None:
     assert isinstance(configuration, Configure)
     settings = WorkerSettings.model_validate_json(configuration.settings)
     setup(settings.log, process=f"worker-{configuration.worker}")
-    worker = Worker(settings, configuration.worker, configuration.workers, configuration.sockets)
+    worker = Worker(
+        settings, configuration.worker, configuration.workers, configuration.sockets, channel.notify
+    )
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, worker.drain, settings.drain_s)
     channel.handler = worker.handle

@@ -33,6 +33,7 @@ RULES: Mapping[str, Callable[[float, float], float]] = MappingProxyType(
     {
         "process_start_time_seconds": min,  # the gateway started with its first process
         "process_max_fds": max,  # a limit per process, the same for all
+        "pskgw_outbox_oldest_seconds": max,
     }
 )
 """How values of one sample from two processes become one, where that is not their sum."""

@@ -22,6 +22,9 @@ LOOKUP_BUCKETS_S = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 0.
 BACKEND_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 """From an fsync on a fast disk to a time-out."""
 
+COMMIT_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+"""From a commit without fsync to a disk that stalls."""
+
 REVOCATION_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30, 60)
 """Close-meshed below the promised second."""
 
@@ -122,11 +125,54 @@ class WorkerMetrics:
             ["route", "reason"],
             registry=registry,
         )
+        self.replies_dropped = Counter(
+            "pskgw_replies_dropped",
+            "Replies of backends that the framing of the route cannot carry; the device was told ok instead.",
+            ["route"],
+            registry=registry,
+        )
         self.backend_duration = Histogram(
             "pskgw_backend_duration_seconds",
             "Time of one delivery of a batch, or of one connection attempt of a stream route.",
             ["backend", "outcome"],
             buckets=BACKEND_BUCKETS_S,
+            registry=registry,
+        )
+        self.outbox_messages = Gauge(
+            "pskgw_outbox_messages",
+            "Messages in spools that the backend has not confirmed.",
+            ["route"],
+            registry=registry,
+        )
+        self.outbox_bytes = Gauge(
+            "pskgw_outbox_bytes",
+            "What spools hold, dead letters included, as spool.bytes_max counts it: payload and 256 bytes a message.",
+            ["route"],
+            registry=registry,
+        )
+        self.outbox_oldest = Gauge(
+            "pskgw_outbox_oldest_seconds",
+            "How long the first message in a spool waits for the backend; 0 when none does.",
+            ["route"],
+            registry=registry,
+        )
+        self.outbox_dead = Gauge(
+            "pskgw_outbox_dead_letters",
+            "Messages that the backend refused for good, or that waited too long: see gatewayctl list-dead-letters.",
+            ["route"],
+            registry=registry,
+        )
+        self.outbox_damaged = Gauge(
+            "pskgw_outbox_damaged_messages",
+            "Messages that could not be read from a spool again; their raw rows are kept in the spool file.",
+            ["route"],
+            registry=registry,
+        )
+        self.outbox_commit_duration = Histogram(
+            "pskgw_outbox_commit_duration_seconds",
+            "Time of one commit to a spool, from the event loop and back.",
+            ["route"],
+            buckets=COMMIT_BUCKETS_S,
             registry=registry,
         )
         self.revocation = Histogram(
@@ -173,4 +219,10 @@ class SupervisorMetrics:
             registry=registry,
         )
         self.build_info.labels(version, python, openssl).set(1)
+        self.commands = Counter(
+            "pskgw_commands",
+            "Commands to devices that an operator or a broker sent, by what became of them.",
+            ["outcome"],
+            registry=registry,
+        )
         ProcessCollector(registry=registry)

@@ -69,8 +69,11 @@ def encode_event(
     content_type: str,
     kind: PayloadKind,
     payload: bytes,
+    message_id: str | None = None,
 ) -> bytes:
     """One event without line breaks; `received_at` is Unix seconds, `payload` has passed `check_payload`.
+
+    `message_id`, where the device gave one, is the `id` in place of session and sequence.
 
     A JSON payload is embedded as it came. A raw line break in it can only be white space between tokens (within a
     string it would be escaped), so it becomes a space.
@@ -86,7 +89,7 @@ def encode_event(
     return _encode(
         _Event(
             specversion="1.0",
-            id=event_id(session, sequence),
+            id=event_id(session, sequence) if message_id is None else message_id,
             source=event_source(realm, device),
             type=EVENT_TYPE,
             time=datetime.fromtimestamp(received_at, UTC),

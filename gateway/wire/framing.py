@@ -1,22 +1,32 @@
-"""Frames on a framed route: what a device sends taken apart, and what it is answered put together.
+"""Frames on a framed route: what a device sends taken apart, and what it is told put together.
 
 A decoder is pure and bounded: it holds no more than one frame of `message_bytes_max`, however long a frame the
 peer goes on sending. Every frame counts, the refused ones too, so a frame that is too long stands in the result as
-`Oversized` at its place.
+`Oversized` at its place, and one that the peer's end cut off as `Truncated`.
+
+The same framing holds both ways: a frame to the device begins with one word (`ok`, `error`, `reply`, `command`), and
+`Framing.encode` delimits it.
 """
 
 import enum
-from typing import Protocol
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
 
 __all__ = [
+    "MESSAGE_ID_BYTES_MAX",
     "Frame",
     "FrameDecoder",
+    "Framing",
     "LineDecoder",
     "Oversized",
     "Reason",
+    "Truncated",
+    "encode_command",
     "encode_error",
     "encode_line",
     "encode_ok",
+    "encode_reply",
+    "split_message_id",
 ]
 
 
@@ -26,7 +36,13 @@ class Oversized(enum.Enum):
     FRAME = "oversized"
 
 
-Frame = bytes | Oversized
+class Truncated(enum.Enum):
+    """Stands for one frame that the peer ended in the middle of, in an orderly way."""
+
+    FRAME = "truncated"
+
+
+Frame = bytes | Oversized | Truncated
 
 
 class FrameDecoder(Protocol):
@@ -39,6 +55,16 @@ class FrameDecoder(Protocol):
     def finish(self) -> list[Frame]:
         """The frames that are left when the peer has ended its side in an orderly way."""
         ...
+
+
+class Framing(NamedTuple):
+    """How frames are told apart on a connection, both ways."""
+
+    name: str
+    decoder: Callable[[int], FrameDecoder]
+    """`message_bytes_max` -> a decoder for one session"""
+    encode: Callable[[bytes], bytes]
+    """One frame to the device. Raises ValueError for a content that this framing cannot carry."""
 
 
 class LineDecoder:
@@ -111,18 +137,52 @@ class Reason(enum.StrEnum):
     STOPPING = "stopping"
 
 
+# What a device is told. The words alone: `Framing.encode` makes a frame of them.
+
+
 def encode_ok(number: int) -> bytes:
     """Frame `number` of the session, counted from 1, is safe."""
-    return b"ok %d\n" % number
+    return b"ok %d" % number
 
 
 def encode_error(number: int, reason: Reason) -> bytes:
     """Frame `number` of the session, counted from 1, is refused."""
-    return b"error %d %b\n" % (number, reason.encode())
+    return b"error %d %b" % (number, reason.encode())
 
 
-def encode_line(payload: bytes) -> bytes:
-    """One frame to the device. Raises ValueError for a payload with a line break, which would be two."""
-    if b"\n" in payload or b"\r" in payload:
-        raise ValueError("a payload with a line break does not fit a route with framing = lines")
-    return payload + b"\n"
+def encode_reply(number: int, body: bytes) -> bytes:
+    """Frame `number` is safe, and this is what the backend says to it."""
+    return b"reply %d %b" % (number, body)
+
+
+def encode_command(command_id: str, payload: bytes) -> bytes:
+    """A command; the same id twice is the same command."""
+    return b"command %b %b" % (command_id.encode("ascii"), payload)
+
+
+def encode_line(content: bytes) -> bytes:
+    """One line. Raises ValueError for a content with a line break, which would be two."""
+    if b"\n" in content or b"\r" in content:
+        raise ValueError("a line break does not fit on a route with framing = lines")
+    return content + b"\n"
+
+
+# Ids that devices give to their messages
+
+MESSAGE_ID_BYTES_MAX: Final = 64
+"""Room for a UUID with a prefix; it stands in every event and in headers of brokers."""
+_VISIBLE_ASCII: Final = bytes(range(0x21, 0x7F))
+
+
+def split_message_id(frame: bytes) -> tuple[str, bytes]:
+    """The id and the payload of a frame `ID PAYLOAD`, separated by one space.
+
+    Raises ValueError when there is no space, or the id is empty, longer than 64 bytes, or has a character outside of
+    visible ASCII (0x21 to 0x7E): an id goes into headers as it is.
+    """
+    token, space, payload = frame.partition(b" ")
+    if not space or not token or len(token) > MESSAGE_ID_BYTES_MAX or token.translate(None, _VISIBLE_ASCII):
+        raise ValueError(
+            "the frame does not begin with an id of 1 to 64 visible ASCII characters and a space"
+        )
+    return token.decode("ascii"), payload

@@ -7,6 +7,10 @@ acknowledged; and what a failed write left behind (disk full) is cut off again b
 readers see whole lines, and a batch is there as a whole or refused as a whole. fsync comes after the lock is
 released: it covers everything in the file, and the others can write meanwhile.
 
+Rotation by size happens under the lock too, before a batch that would not fit: `events.jsonl` becomes
+`events.jsonl.1`, that one `.2`, and so on; the oldest is removed. Who waited for the lock of the old file finds that
+the name means another now, and opens that. A crash in the middle leaves a gap in the numbers, and no line lost.
+
 Writing, locking and fsync block, so they run in one thread per backend and route, in order.
 """
 
@@ -19,9 +23,9 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from gateway.errors import BackendUnavailable
 from gateway.forward.message import Message, encode_message
@@ -61,6 +65,23 @@ class FileSettings(BaseModel):
             "which a crash of the program survives and a loss of power does not."
         ),
     ] = "batch"
+    rotate_bytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="A file that would grow over this many bytes is moved to `PATH.1` and a new one begun. 0: never; "
+            "then logrotate or the like may move it. A batch is never split, so 1 MiB at least is sensible.",
+        ),
+    ] = 0
+    rotate_keep: Annotated[
+        int, Field(ge=1, le=1000, description="How many moved files are kept; the oldest is removed.")
+    ] = 10
+
+    @model_validator(mode="after")
+    def _stdout_does_not_rotate(self) -> Self:
+        if self.path == STDOUT and self.rotate_bytes:
+            raise ValueError("rotate_bytes has no effect on stdout: remove it")
+        return self
 
 
 class FileBackend:
@@ -78,12 +99,12 @@ class FileBackend:
         if settings.path == STDOUT:
             self._appender = LineAppender(_LockedStdout(stdout_lock), sync)
         else:
-            self._appender = LineAppender(_LockedFile(Path(settings.path)), sync)
+            file = _LockedFile(Path(settings.path), settings.rotate_bytes, settings.rotate_keep)
+            self._appender = LineAppender(file, sync)
         self._thread: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
         """Raises BackendUnavailable when the file cannot be opened now; `deliver` tries again."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"backend-{self._name}")
         await self._in_thread(self._appender.open)
 
     async def deliver(self, batch: Sequence[Message]) -> None:
@@ -105,7 +126,8 @@ class FileBackend:
             thread.shutdown(wait=False)
 
     async def _in_thread(self, call: Callable[..., None], *args: Any) -> None:
-        assert self._thread is not None, "not open"
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"backend-{self._name}")
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
         except OSError as exc:
@@ -128,7 +150,7 @@ class LineAppender:
             pass
 
     def append(self, lines: bytes) -> None:
-        with self._target.locked() as fd:
+        with self._target.locked(len(lines)) as fd:
             regular = stat.S_ISREG(os.fstat(fd).st_mode)
             start = os.lseek(fd, 0, os.SEEK_END) if regular else 0
             try:
@@ -147,20 +169,43 @@ class LineAppender:
 class _LockedFile:
     """A file that is found by its name each time it is locked."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rotate_bytes: int = 0, rotate_keep: int = 1) -> None:
         self._path = path
+        self._rotate_bytes = rotate_bytes
+        self._rotate_keep = rotate_keep
         self._fd: int | None = None
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[int]:
+    def locked(self, adding: int = 0) -> Iterator[int]:
+        """The open and locked file, with room for `adding` bytes before it has to be rotated."""
         while True:
             fd = self._fd if self._fd is not None else self._open()
             with _flock(fd):
                 if _is_at(fd, self._path):
                     _drop_torn_line(fd)
-                    yield fd
-                    return
+                    if not self._is_over(fd, adding):
+                        yield fd
+                        return
+                    self._rotate()
             self.close()  # rotated away: the next round opens what the name means now
+
+    def _is_over(self, fd: int, adding: int) -> bool:
+        if not self._rotate_bytes:
+            return False
+        state = os.fstat(fd)
+        return (
+            stat.S_ISREG(state.st_mode) and state.st_size > 0 and state.st_size + adding > self._rotate_bytes
+        )
+
+    def _rotate(self) -> None:
+        for number in range(self._rotate_keep - 1, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                self._numbered(number).replace(self._numbered(number + 1))
+        self._path.replace(self._numbered(1))
+        _sync_folder(self._path.parent)
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}")
 
     def close(self) -> None:
         if self._fd is not None:
@@ -186,7 +231,7 @@ class _LockedStdout:
         self._lock = _LockedFile(lock_path)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[int]:
+    def locked(self, adding: int = 0) -> Iterator[int]:  # noqa: ARG002 -- stdout has no size
         with self._lock.locked():
             yield STDOUT_FD
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import uvloop
 
-from gateway.errors import BackendError, BackendRefused, BackendUnavailable
+from gateway.errors import BackendRefused, BackendUnavailable
 from gateway.forward.backends.file import FileBackend, FileSettings
 from gateway.forward.delivery import Attempt, DirectDelivery
 from gateway.forward.message import Message
+from gateway.forward.receipt import Receipt
+from gateway.forward.window import MESSAGE_BYTES
 from gateway.wire.framing import Reason
 
 DEADLINE_S = 30.0
@@ -34,18 +36,19 @@ class SteeredSink:
 
     def __init__(self) -> None:
         self.arrived: asyncio.Queue[list[int]] = asyncio.Queue()
-        self.outcomes: asyncio.Queue[Exception | None] = asyncio.Queue()
+        self.outcomes: asyncio.Queue[Exception | Receipt | None] = asyncio.Queue()
         self.open_calls = self.close_calls = 0
 
     async def open(self) -> None:
         self.open_calls += 1
 
-    async def deliver(self, batch: Sequence[Message]) -> None:
+    async def deliver(self, batch: Sequence[Message]) -> Receipt | None:
         assert self.close_calls == 0
         self.arrived.put_nowait([each.sequence for each in batch])
         outcome = await self.outcomes.get()
-        if outcome is not None:
+        if isinstance(outcome, Exception):
             raise outcome
+        return outcome
 
     async def close(self) -> None:
         self.close_calls += 1
@@ -54,18 +57,21 @@ class SteeredSink:
 class Scene:
     """A delivery that runs, and everything that it answered, in order."""
 
-    def __init__(self, **settings: int) -> None:
+    def __init__(self, **settings: Any) -> None:
         self.sink = SteeredSink()
         self.attempts: list[Attempt] = []
         self.answers: list[tuple[int, Reason | None]] = []
+        self.replies: dict[int, bytes] = {}
         self.delivery = DirectDelivery(self.sink, on_attempt=self.attempts.append, **settings)
 
     def submit(self, *numbers: int, payload: bytes = b"x") -> None:
         for number in numbers:
             self.delivery.submit(message(number, payload), functools.partial(self.answer, number))
 
-    def answer(self, number: int, reason: Reason | None) -> None:
+    def answer(self, number: int, reason: Reason | None, reply: bytes | None = None) -> None:
         self.answers.append((number, reason))
+        if reply is not None:
+            self.replies[number] = reply
 
     def end_batch(self, outcome: Exception | None = None) -> None:
         self.sink.outcomes.put_nowait(outcome)
@@ -127,13 +133,9 @@ def test_batches_are_bounded_by_bytes_but_a_large_message_goes_alone(run: Run) -
     run(Scene(batch_bytes_max=100).play(scene))
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [(BackendUnavailable("disk full"), Reason.UNAVAILABLE), (BackendRefused("no"), Reason.REFUSED)],
-)
-def test_a_failed_batch_is_answered_with_the_reason_and_the_next_goes_on(
-    run: Run, error: BackendError, reason: Reason
-) -> None:
+def test_a_failed_batch_is_answered_with_the_reason_and_the_next_goes_on(run: Run) -> None:
+    error = BackendUnavailable("disk full")
+
     async def scene(scene: Scene) -> None:
         scene.submit(1, 2)
         scene.end_batch(error)
@@ -143,9 +145,105 @@ def test_a_failed_batch_is_answered_with_the_reason_and_the_next_goes_on(
 
     played = Scene()
     run(played.play(scene))
-    assert played.answers == [(1, reason), (2, reason), (3, None)]
-    assert [(attempt.messages, attempt.error) for attempt in played.attempts] == [(2, error), (1, None)]
-    assert all(attempt.duration_s >= 0 for attempt in played.attempts)
+    assert played.answers == [(1, Reason.UNAVAILABLE), (2, Reason.UNAVAILABLE), (3, None)]
+    assert [(tried.messages, tried.delivered, tried.error) for tried in played.attempts] == [
+        (2, 0, error),
+        (1, 1, None),
+    ]
+    assert all(tried.duration_s >= 0 for tried in played.attempts)
+
+
+def test_a_refused_batch_is_halved_until_the_culprit_is_found(run: Run) -> None:
+    async def scene(scene: Scene) -> None:
+        scene.submit(1, 2, 3, 4)
+        for expected, outcome in (
+            ([1, 2, 3, 4], BackendRefused("one of them")),
+            ([1, 2], None),
+            ([3, 4], BackendRefused("one of them")),
+            ([3], BackendRefused("this one")),
+            ([4], None),
+        ):
+            assert await scene.sink.arrived.get() == expected
+            assert not scene.answers
+            scene.end_batch(outcome)
+
+    played = Scene()
+    run(played.play(scene))
+    assert played.answers == [(1, None), (2, None), (3, Reason.REFUSED), (4, None)]
+    (tried,) = played.attempts
+    assert (tried.messages, tried.delivered, tried.refused, tried.refusal) == (4, 3, 1, "this one")
+
+
+def test_a_backend_that_fails_while_the_culprit_is_looked_for(run: Run) -> None:
+    async def scene(scene: Scene) -> None:
+        scene.submit(1, 2, 3, 4)
+        for outcome in (
+            BackendRefused("one of them"),
+            BackendRefused("one of them"),
+            BackendRefused("1"),
+            None,
+        ):
+            scene.end_batch(outcome)
+        scene.end_batch(BackendUnavailable("away"))
+
+    played = Scene()
+    run(played.play(scene))
+    assert [reason for _, reason in played.answers] == [
+        Reason.REFUSED,
+        None,
+        Reason.UNAVAILABLE,
+        Reason.UNAVAILABLE,
+    ]
+
+
+def test_a_receipt_tells_of_each_message(run: Run) -> None:
+    async def scene(scene: Scene) -> None:
+        scene.submit(1, 2, 3, 4)
+        scene.sink.outcomes.put_nowait(
+            Receipt(refused={0: "no"}, replies={1: b"hello"}, settled=3, error=BackendUnavailable("cut"))
+        )
+
+    played = Scene()
+    run(played.play(scene))
+    assert played.answers == [(1, Reason.REFUSED), (2, None), (3, None), (4, Reason.UNAVAILABLE)]
+    assert played.replies == {2: b"hello"}
+
+
+def test_a_backend_that_never_answers_is_given_up(run: Run) -> None:
+    async def scene(scene: Scene) -> None:
+        scene.submit(1)
+        assert await scene.sink.arrived.get() == [1]
+        while not scene.answers:  # noqa: ASYNC110 - polled within the deadline of the test
+            await asyncio.sleep(0.01)
+        scene.submit(2)
+        scene.end_batch()
+
+    played = Scene(timeout_s=0.05)
+    run(played.play(scene))
+    assert played.answers == [(1, Reason.UNAVAILABLE), (2, None)]
+
+
+def test_what_waits_is_bounded(run: Run) -> None:
+    async def scene(scene: Scene) -> None:
+        resumed: list[bool] = []
+        payload = bytes(1000 - MESSAGE_BYTES)
+        scene.submit(*range(10), payload=payload)
+        assert scene.delivery.is_full
+        scene.delivery.when_free(lambda: resumed.append(True))
+        scene.submit(*range(10, 25), payload=payload)
+        assert scene.delivery.pending == 20
+        await asyncio.sleep(0)
+        assert scene.answers == [(number, Reason.FULL) for number in range(20, 25)]
+        assert not resumed
+        scene.end_batch()
+        scene.end_batch()
+        while not resumed:  # noqa: ASYNC110 - polled within the deadline of the test
+            await asyncio.sleep(0)
+        assert not scene.delivery.is_full
+
+    played = Scene(window_bytes_max=10_000)
+    run(played.play(scene))
+    assert sorted(number for number, reason in played.answers if reason is None) == list(range(20))
 
 
 def test_aclose_drains_first(run: Run) -> None:
@@ -250,7 +348,7 @@ def test_to_a_file(run: Run, tmp_path: Path) -> None:
     async def submit_all(delivery: DirectDelivery, numbers: range) -> None:
         settled = asyncio.Event()
 
-        def answered(number: int, reason: Reason | None) -> None:
+        def answered(number: int, reason: Reason | None, _reply: bytes | None = None) -> None:
             answers.append((number, reason))
             if number == numbers[-1]:
                 settled.set()

@@ -98,6 +98,8 @@ class TestCheck:
     def test_every_combination_of_the_table_works(self) -> None:
         kinds: dict[str, str] = {settings.kind: name for name, settings in BACKENDS.items()}
         for row in COMBINATIONS:
+            if row.backend not in kinds:
+                continue
             for ack in row.ack:
                 (made,) = table(
                     route("r", row.framing, kinds[row.backend], delivery=row.delivery, ack=ack)
@@ -113,7 +115,7 @@ class TestCheck:
             ),
             (
                 {"framing": "lines", "backend": "broker"},
-                "routes.r.backend: framing = lines does not go with a backend of kind tcp, only with file",
+                "routes.r.backend: framing = lines does not go with a backend of kind tcp, only with amqp or file or http or kafka or mqtt or mqtt unconfirmed or nats or nats unconfirmed or redis",
             ),
             (
                 {"framing": "stream", "ack": True},
@@ -153,8 +155,8 @@ class TestSettings:
     @pytest.mark.parametrize(
         "wrong",
         [
-            {"framing": "length16"},
-            {"delivery": "spooled"},
+            {"framing": "length64"},
+            {"delivery": "pigeon"},
             {"colour": "red"},
             {"match": {"relam": "a"}},
             {"match": {"realm": ""}},

@@ -2,7 +2,17 @@ import sys
 
 import pytest
 
-from gateway.wire.framing import LineDecoder, Oversized, Reason, encode_error, encode_line, encode_ok
+from gateway.wire.framing import (
+    LineDecoder,
+    Oversized,
+    Reason,
+    encode_command,
+    encode_error,
+    encode_line,
+    encode_ok,
+    encode_reply,
+    split_message_id,
+)
 
 TOO_LONG = Oversized.FRAME
 
@@ -79,11 +89,11 @@ class TestBound:
 
 class TestAnswers:
     def test_ok(self) -> None:
-        assert encode_ok(12) == b"ok 12\n"
+        assert encode_ok(12) == b"ok 12"
 
     @pytest.mark.parametrize("reason", Reason)
     def test_error(self, reason: Reason) -> None:
-        assert encode_error(1, reason) == b"error 1 " + reason.value.encode() + b"\n"
+        assert encode_error(1, reason) == b"error 1 " + reason.value.encode()
 
     def test_the_reasons_of_the_contract(self) -> None:
         words = "too_long invalid full rate_limited refused unavailable stopping"
@@ -96,3 +106,33 @@ class TestAnswers:
     def test_line_break_is_refused(self, payload: bytes) -> None:
         with pytest.raises(ValueError, match="line break"):
             encode_line(payload)
+
+
+class TestMessageIds:
+    def test_the_first_token(self) -> None:
+        assert split_message_id(b"m-17 21.5 C") == ("m-17", b"21.5 C")
+        assert split_message_id(b"m-17 ") == ("m-17", b"")
+        assert split_message_id(b"~  x") == ("~", b" x")
+
+    @pytest.mark.parametrize(
+        "frame",
+        [
+            b"",
+            b" ",
+            b" payload",
+            b"no-space",
+            b"x" * 65 + b" payload",
+            b"a\tb c",
+            b"\xc3\xa4 c",
+            b"a\x7f c",
+            b"a\nb c",
+        ],
+    )
+    def test_what_is_no_id(self, frame: bytes) -> None:
+        with pytest.raises(ValueError, match="1 to 64 visible ASCII"):
+            split_message_id(frame)
+
+
+def test_replies_and_commands() -> None:
+    assert encode_reply(7, b"done") == b"reply 7 done"
+    assert encode_command("c1", b"open valve") == b"command c1 open valve"

@@ -1,0 +1,325 @@
+"""NATS: one message per event, in the binary mode of the CloudEvents binding (1.0.3, section 3.1).
+
+With JetStream (the default) a message is safe when the stream has acknowledged it, and `Nats-Msg-Id` is the event's id,
+so that the stream drops what is sent twice within its duplicate window. Core NATS (`jetstream = false`) confirms
+nothing: who is not listening misses the message.
+
+A batch is sent at once on one connection, and the acknowledgements are awaited together; the server handles the
+messages of one connection in order.
+"""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from gateway.errors import BackendUnavailable
+from gateway.forward.backends.broker import (
+    BrokerUrl,
+    CredentialSettings,
+    Link,
+    Outcomes,
+    TlsSettings,
+    event_attributes,
+    os_error_text,
+    parse_broker_url,
+    percent_encoded,
+    plain,
+    render_all,
+    require_library,
+)
+from gateway.forward.message import Message
+from gateway.forward.receipt import Receipt
+from gateway.forward.secrets import Secret
+from gateway.forward.template import Rules, Template
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.js import JetStreamContext
+
+__all__ = ["NatsBackend", "NatsSettings", "connect_nats"]
+
+SUBJECT_RULES = Rules(
+    "subject",
+    separators=".*> ",
+    bytes_max=1024,
+    legal=r"[^\s.*>]+(\.[^\s.*>]+)*",
+    legal_text="levels are separated by single dots, without white space and wildcards",
+)
+PENDING_MAX: Final = 65_536
+"""Acknowledgements that may be awaited; far above any batch, so that sending never waits for one."""
+
+
+class NatsSettings(CredentialSettings, TlsSettings):
+    """`[backends.NAME]` with `kind = "nats"`."""
+
+    kind: Literal["nats"]
+    url: Annotated[
+        str,
+        Field(
+            min_length=1,
+            repr=False,
+            description="The server, as nats://host:4222, or tls:// for TLS; user:password@ may stand in it.",
+        ),
+    ]
+    subject: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1024,
+            description="Subject to publish to; a template. Values may not hold . * > and spaces.",
+        ),
+    ]
+    jetstream: Annotated[
+        bool,
+        Field(
+            description="Whether a JetStream stream takes the messages and confirms them. false: core NATS, which "
+            "confirms nothing and so serves only routes with ack = false."
+        ),
+    ] = True
+    token: Annotated[
+        Secret | None,
+        Field(min_length=1, description="Token instead of user and password; or `token_file`."),
+    ] = None
+    connect_timeout_s: Annotated[
+        float, Field(gt=0, le=300, description="Seconds that a connection may take, TLS and login included.")
+    ] = 10.0
+    commands: Annotated[
+        bool,
+        Field(
+            description="Whether the node subscribes to devices.{realm}.{device}.down, names percent-encoded, and "
+            "sends what arrives to the device as a command."
+        ),
+    ] = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require_library("nats", "nats")
+        try:
+            address = self.address
+        except ValueError as exc:
+            raise ValueError(f"url {exc}") from None
+        self.check_tls_is_used(uses_tls=address.scheme == "tls", how="tls:// in url")
+        if self.token and (self.username or address.username):
+            raise ValueError("token and a user name are given: keep one of the two")
+        Template(self.subject, SUBJECT_RULES)
+        return self
+
+    @property
+    def address(self) -> BrokerUrl:
+        """The URL taken apart."""
+        return parse_broker_url(self.url, {"nats": 4222, "tls": 4222})
+
+    @property
+    def confirms(self) -> bool:
+        """Whether it tells when a message is safe."""
+        return self.jetstream
+
+
+class _Connection(NamedTuple):
+    client: "Client"
+    jetstream: "JetStreamContext"
+    lost: "asyncio.Future[None]"
+
+
+class NatsBackend:
+    """The sink of one route in one process."""
+
+    def __init__(self, name: str, settings: NatsSettings, content_type: str, _stdout_lock: Path) -> None:
+        self._name = name
+        self._settings = settings
+        self._content_type = percent_encoded(content_type)
+        self._subject = Template(settings.subject, SUBJECT_RULES)
+        address = settings.address
+        self._link: Link[_Connection] = Link(
+            name,
+            self._connect,
+            _disconnect,
+            faults=_faults,
+            connect_timeout_s=settings.connect_timeout_s,
+            where=f"{address.host}:{address.port}",
+            secrets=[plain(settings.password), plain(settings.token), address.password],
+            explain=_explain,
+        )
+
+    async def open(self) -> None:
+        """Connect and log in. Raises BackendUnavailable."""
+        await self._link.open()
+
+    async def deliver(self, batch: Sequence[Message]) -> Receipt | None:
+        """Publish the batch, and await its acknowledgements."""
+        outcomes = Outcomes(len(batch))
+        subjects = render_all(self._subject, batch, outcomes)
+        if not outcomes.open:
+            return outcomes.receipt()
+        async with self._link.use() as connection:
+            payload_max = connection.client.max_payload
+            for index in outcomes.open:
+                if len(batch[index].payload) + HEADERS_BYTES_MAX > payload_max:
+                    outcomes.refuse(index, f"it is longer than the server allows (max_payload {payload_max})")
+            send = self._send_acknowledged if self._settings.jetstream else self._send
+            error = await send(connection, batch, subjects, outcomes)
+        return outcomes.receipt(error)
+
+    async def close(self) -> None:
+        """Close the connection. Closing twice is allowed."""
+        await self._link.close()
+
+    async def _send_acknowledged(
+        self, connection: _Connection, batch: Sequence[Message], subjects: list[str], outcomes: Outcomes
+    ) -> BackendUnavailable | None:
+        sent = [
+            (
+                index,
+                await connection.jetstream.publish_async(
+                    subjects[index], batch[index].payload, headers=self._headers(batch[index])
+                ),
+            )
+            for index in outcomes.open
+        ]
+        error: BackendUnavailable | None = None
+        try:
+            for index, acknowledgement in sent:
+                either: list[asyncio.Future[Any]] = [acknowledgement, connection.lost]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if not acknowledgement.done():
+                    error = error or self._link.unavailable(ConnectionResetError("the connection was lost"))
+                elif (exc := acknowledgement.exception()) is not None:
+                    error = error or self._link.unavailable(exc)
+                else:
+                    outcomes.safe(index)
+        finally:
+            for _, acknowledgement in sent:
+                if acknowledgement.done():
+                    acknowledgement.exception()
+                else:
+                    acknowledgement.cancel()
+        if connection.lost.done():
+            self._link.drop(connection)
+        return error
+
+    async def _send(
+        self, connection: _Connection, batch: Sequence[Message], subjects: list[str], outcomes: Outcomes
+    ) -> BackendUnavailable | None:
+        for index in outcomes.open:
+            message = batch[index]
+            await connection.client.publish(subjects[index], message.payload, headers=self._headers(message))
+        # A flush that comes back says that the server has read everything before it.
+        await connection.client.flush(timeout=FLUSH_S)
+        for index in outcomes.open:
+            outcomes.safe(index)
+        return None
+
+    def _headers(self, message: Message) -> dict[str, str]:
+        headers = {f"ce-{key}": percent_encoded(value) for key, value in event_attributes(message).items()}
+        headers["ce-datacontenttype"] = self._content_type
+        headers["Nats-Msg-Id"] = headers["ce-id"]
+        return headers
+
+    async def _connect(self) -> _Connection:
+        client, lost = await connect_nats(self._name, self._settings)
+        return _Connection(client, client.jetstream(publish_async_max_pending=PENDING_MAX), lost)
+
+
+HEADERS_BYTES_MAX: Final = 2048
+"""Room for the headers, which count against the server's max_payload."""
+FLUSH_S: Final = 10
+
+
+async def connect_nats(name: str, settings: NatsSettings) -> "tuple[Client, asyncio.Future[None]]":
+    """A connection that does not reconnect by itself, and a future that is done when it is lost.
+
+    Raises BackendUnavailable and what the library raises.
+    """
+    from nats.aio.client import Client
+
+    address = settings.address
+    lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+
+    async def on_lost() -> None:
+        if not lost.done():
+            lost.set_result(None)
+
+    async def on_error(exc: Exception) -> None:
+        if not failed.done():
+            failed.set_result(exc)
+
+    client = Client()
+    connecting = asyncio.get_running_loop().create_task(
+        client.connect(
+            f"{address.scheme}://{_bracketed(address.host)}:{address.port}",
+            name=f"psk-gateway {name}",
+            allow_reconnect=False,
+            connect_timeout=math.ceil(settings.connect_timeout_s),
+            tls=settings.tls_context(name) if address.scheme == "tls" else None,
+            tls_hostname=address.host if address.scheme == "tls" else None,
+            user=settings.username or address.username,
+            password=plain(settings.password) or address.password,
+            token=plain(settings.token),
+            disconnected_cb=on_lost,
+            closed_cb=on_lost,
+            error_cb=on_error,
+            pending_size=PENDING_BYTES_MAX,
+        )
+    )
+    try:
+        # The library tries again for ever, and tells only the callback what went wrong.
+        either: list[asyncio.Future[Any]] = [connecting, failed]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            connecting.cancel()
+        await connecting
+    except asyncio.CancelledError:
+        await _give_up(client, connecting)
+        if failed.done():
+            raise failed.result() from None
+        raise
+    except BaseException:
+        await _give_up(client, connecting)
+        raise
+    return client, lost
+
+
+async def _give_up(client: "Client", connecting: "asyncio.Task[None]") -> None:
+    connecting.cancel()
+    await asyncio.wait([connecting])
+    if not connecting.cancelled():
+        connecting.exception()
+    await client.close()
+
+
+PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
+"""What the library holds before it waits for the socket; a batch is smaller."""
+
+
+async def _disconnect(connection: _Connection) -> None:
+    await connection.client.close()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _faults() -> tuple[type[BaseException], ...]:
+    import nats.errors
+
+    return nats.errors.Error, OSError, ValueError, TimeoutError
+
+
+def _explain(exc: BaseException) -> str:
+    import nats.errors
+    import nats.js.errors
+
+    if isinstance(exc, nats.errors.AuthorizationError) or "authorization violation" in str(exc).lower():
+        return "it does not accept the credentials: check username, password, token and url"
+    if isinstance(exc, nats.js.errors.NoStreamResponseError):
+        return "no JetStream stream takes the subject: create one whose subjects hold it"
+    if isinstance(exc, nats.js.errors.APIError) and exc.description:
+        return f"JetStream: {exc.description}"
+    if isinstance(exc, ValueError):
+        return "it does not speak the NATS protocol"
+    return os_error_text(exc).removeprefix("nats: ")

@@ -1,0 +1,123 @@
+"""How much one device may send on a route."""
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from typing import Final
+
+from gateway.forward.framed import Answer, Delivery
+from gateway.forward.message import Message
+from gateway.forward.session import DeviceInfo
+from gateway.wire.framing import Reason
+
+__all__ = ["BURST_S", "DeviceRates", "TokenBucket"]
+
+BURST_S: Final = 10.0
+"""What may come at once, in seconds of the rate: devices send in bursts, above all after they were offline."""
+
+
+class TokenBucket:
+    """Lets `rate` through in each second on average, and what it saved up, up to `burst`, at once."""
+
+    __slots__ = ("_at", "_burst", "_left", "_rate")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._left = burst
+        self._at = now
+
+    def has(self, amount: float, now: float) -> bool:
+        """Whether so much may come now."""
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        return self._left >= amount
+
+    def take(self, amount: float) -> None:
+        """It came."""
+        self._left -= amount
+
+
+class _DeviceRate:
+    """The buckets of one device, shared by its sessions."""
+
+    __slots__ = ("__weakref__", "_bytes", "_messages")
+
+    def __init__(self, messages: TokenBucket | None, bytes_: TokenBucket | None) -> None:
+        self._messages = messages
+        self._bytes = bytes_
+
+    def admit(self, size: int, now: float) -> bool:
+        """Count a message, unless it is one too many."""
+        messages, bytes_ = self._messages, self._bytes
+        if (messages is not None and not messages.has(1, now)) or (
+            bytes_ is not None and not bytes_.has(size, now)
+        ):
+            return False
+        if messages is not None:
+            messages.take(1)
+        if bytes_ is not None:
+            bytes_.take(size)
+        return True
+
+
+class DeviceRates:
+    """The rates of a route in one worker. A device is remembered as long as it has a session.
+
+    `messages_per_s` and `bytes_per_s`: 0 for no limit. One message of `message_bytes_max` always fits a full bucket.
+    """
+
+    def __init__(
+        self, messages_per_s: float, bytes_per_s: float, message_bytes_max: int, now: Callable[[], float]
+    ) -> None:
+        self._messages_per_s = messages_per_s
+        self._bytes_per_s = bytes_per_s
+        self._message_bytes_max = message_bytes_max
+        self._now = now
+        self._devices: weakref.WeakValueDictionary[tuple[str, str], _DeviceRate] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def limit(self, delivery: Delivery, info: DeviceInfo) -> Delivery:
+        """The delivery for a session of this device."""
+        if not self._messages_per_s and not self._bytes_per_s:
+            return delivery
+        key = (info.realm, info.device)
+        rate = self._devices.get(key)
+        if rate is None:
+            rate = self._devices[key] = self._new()
+        return _LimitedDelivery(delivery, rate, self._now)
+
+    def _new(self) -> _DeviceRate:
+        now = self._now()
+        per_s, bytes_per_s = self._messages_per_s, self._bytes_per_s
+        return _DeviceRate(
+            TokenBucket(per_s, max(1.0, per_s * BURST_S), now) if per_s else None,
+            TokenBucket(bytes_per_s, max(self._message_bytes_max, bytes_per_s * BURST_S), now)
+            if bytes_per_s
+            else None,
+        )
+
+
+class _LimitedDelivery:
+    """A delivery that refuses what comes too fast."""
+
+    __slots__ = ("_delivery", "_now", "_rate")
+
+    def __init__(self, delivery: Delivery, rate: _DeviceRate, now: Callable[[], float]) -> None:
+        self._delivery = delivery
+        self._rate = rate
+        self._now = now
+
+    @property
+    def is_full(self) -> bool:
+        return self._delivery.is_full
+
+    def when_free(self, resume: Callable[[], None]) -> None:
+        self._delivery.when_free(resume)
+
+    def submit(self, message: Message, done: Answer) -> None:
+        if self._rate.admit(len(message.payload), self._now()):
+            self._delivery.submit(message, done)
+        else:
+            asyncio.get_running_loop().call_soon(done, Reason.RATE_LIMITED)

@@ -1,0 +1,71 @@
+"""Commands on their way through the supervisor: find the session, hand over, wait for what becomes of it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final, cast
+
+from msgspec import structs
+
+from gateway.errors import ControlError
+from gateway.server.children import Child
+from gateway.server.control import CommandOutcome, ListSessions, SendCommand, Sessions
+
+__all__ = ["CommandDispatch"]
+
+_ASK_TIMEOUT_S: Final = 5.0
+_BEYOND_S: Final = 2.0
+"""What a worker may take beyond the time-out of a command to say that it has passed."""
+
+
+class CommandDispatch:
+    """All commands that wait for an outcome. `count` is told each outcome once."""
+
+    def __init__(self, workers: Callable[[], Sequence[Child]], count: Callable[[str], None]) -> None:
+        self._workers = workers
+        self._count = count
+        self._outcomes: dict[str, asyncio.Future[CommandOutcome]] = {}
+
+    async def send(self, command: SendCommand) -> CommandOutcome:
+        """Send a command to the newest session of its device. Raises ControlError when the workers do not answer."""
+        outcome = await self._send(command)
+        self._count(outcome.state)
+        return outcome
+
+    def settle(self, outcome: CommandOutcome) -> None:
+        """A worker says what became of a command."""
+        future = self._outcomes.get(outcome.id)
+        if future is not None and not future.done():
+            future.set_result(outcome)
+
+    async def _send(self, command: SendCommand) -> CommandOutcome:
+        if command.id in self._outcomes:
+            raise ControlError(f"command {command.id} is under way already")
+        found = await self._newest_session(command)
+        if found is None:
+            return CommandOutcome(command.id, "not_connected", "")
+        worker, session = found
+        future: asyncio.Future[CommandOutcome] = asyncio.get_running_loop().create_future()
+        self._outcomes[command.id] = future
+        try:
+            worker.notify(structs.replace(command, session=session))
+            async with asyncio.timeout(command.timeout_s + _BEYOND_S):
+                return await future
+        except TimeoutError:
+            return CommandOutcome(command.id, "lost", f"{worker.name} has not said what became of it")
+        finally:
+            del self._outcomes[command.id]
+
+    async def _newest_session(self, command: SendCommand) -> tuple[Child, str] | None:
+        """Where the device is; of several sessions the newest, since older ones are often dead and not yet found so."""
+        workers = self._workers()
+        question = ListSessions(command.realm, command.device)
+        answers = await asyncio.gather(*(worker.call(question, _ASK_TIMEOUT_S) for worker in workers))
+        found = [
+            (session.since, worker, session.session)
+            for worker, answer in zip(workers, answers, strict=True)
+            for session in cast("Sessions", answer).sessions
+        ]
+        if not found:
+            return None
+        _, worker, session_id = max(found, key=lambda each: each[0])
+        return worker, session_id
