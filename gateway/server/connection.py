@@ -420,9 +420,11 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._handshake_ended(Outcome.OK, "")
         self.phase = Phase.LIVE
         self._receiving = True
-        self.deadline = now + (
-            services.settings.first_message_timeout_s if route.is_framed else services.settings.idle_timeout_s
-        )
+        within_s = services.settings.idle_timeout_s
+        if route.is_framed:
+            within_s = min(within_s, services.settings.first_message_timeout_s)
+        self.deadline = now + within_s
+        services.deadlines.bring_forward(self)  # it may be before that of the handshake
         services.sessions.add(record.device_id, self)
         self._route = route.open_session(
             self, DeviceInfo(realm.name, record.device, self.identity, record.group, self.session_id)

@@ -146,8 +146,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     )
     gateway.ctl("add-realm", "north")
     gateway.ctl("add-realm", "hall", "--hint", HINT)
-    hour = dt.timedelta(hours=1)
-    now = dt.datetime.now(dt.UTC)
     fleet = Fleet(gateway)
     fleet.add(
         NewDevice(identity="meter", group="lines"),
@@ -155,14 +153,16 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         NewDevice(identity="meter", group="lines", realm="hall"),
         NewDevice(identity="Zähler 8 ☀", group="lines"),
         NewDevice(identity="x" * 128, group="lines"),
-        NewDevice(identity="expired", group="lines", not_after=now - hour),
-        NewDevice(identity="early", group="lines", not_before=now + 24 * hour),
-        NewDevice(identity="elsewhere", group="lines", networks=("192.0.2.0/24", "2001:db8::/32")),
         NewDevice(identity="here", group="lines", networks=("127.0.0.0/8",)),
         NewDevice(identity="disabled", group="lines"),
         NewDevice(identity="nowhere"),
     )
     gateway.ctl("disable-device", "disabled")
+    tomorrow = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
+    fleet.add_by_command("expired", "--group", "lines", "--not-after", "2026-01-31")
+    fleet.add_by_command("early", "--group", "lines", "--not-before", tomorrow.isoformat())
+    networks = ("--allow-from", "192.0.2.0/24", "--allow-from", "2001:db8::/32")
+    fleet.add_by_command("elsewhere", "--group", "lines", *networks)
     with running_fleet(fleet):
         yield fleet
 

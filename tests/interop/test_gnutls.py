@@ -44,6 +44,16 @@ def test_ecdhe_in_tls12(fleet: Fleet) -> None:
     assert fleet.gateway.metric("pskgw_handshakes_total", **labels) == before + 1
 
 
+def test_tls13_without_forward_secrecy(fleet: Fleet) -> None:
+    """psk_ke, and no other version to fall back to."""
+    with gnutls_cli(fleet.port, fleet["meter"], "NORMAL:-VERS-ALL:+VERS-TLS1.3:+PSK") as peer:
+        peer.expect(r"Received alert \[40\]")  # handshake_failure
+        assert peer.ended() == 1
+    (*_, entry) = fleet.gateway.events("handshake_failed")
+    assert (entry["outcome"], entry["identity"]) == ("no_shared_cipher", "meter")
+    assert "psk_dhe_ke" in entry["reason"]
+
+
 @pytest.mark.parametrize("priority", ["NORMAL:+ECDHE-PSK:+PSK", "NORMAL:-VERS-ALL:+VERS-TLS1.2:+PSK"])
 def test_wrong_key(fleet: Fleet, priority: str) -> None:
     with gnutls_cli(fleet.port, Device("meter", "00" * 32), priority) as peer:

@@ -20,14 +20,25 @@ def subscribed(peer: Peer) -> None:
     peer.expect(r"^Subscribed \(mid: \d+\)")
 
 
-@pytest.mark.parametrize("options", [(), TLS12, (*TLS12, "--ciphers", "PSK-AES128-GCM-SHA256"), TLS13])
-def test_from_one_device_to_another(either_loop: Fleet, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("options", "version", "suite"),
+    [
+        ((), "TLSv1.3", "TLS_AES_128_GCM_SHA256"),
+        (TLS12, "TLSv1.2", "ECDHE-PSK-CHACHA20-POLY1305"),
+        ((*TLS12, "--ciphers", "PSK-AES128-GCM-SHA256"), "TLSv1.2", "PSK-AES128-GCM-SHA256"),
+        (TLS13, "TLSv1.3", "TLS_AES_128_GCM_SHA256"),
+    ],
+)
+def test_from_one_device_to_another(
+    either_loop: Fleet, options: tuple[str, ...], version: str, suite: str
+) -> None:
     """Published in one session, and received in the other: both ends are devices of the gateway."""
     subscriber, publisher, where = either_loop["mqtt"], either_loop["mqtt too"], topic()
     with mosquitto_sub(either_loop.port, subscriber, "-t", where, "-q", 1, *options) as sub:
         subscribed(sub)
-        sessions = either_loop.gateway.sessions()
-        assert [(s["device"], s["route"]) for s in sessions] == [("mqtt", "mqtt")]
+        (session,) = either_loop.gateway.sessions()
+        assert (session["device"], session["route"]) == ("mqtt", "mqtt")
+        assert (session["tls_version"], session["cipher"]) == (version, suite)
         for number in range(3):
             message = f"reading {number} of {where}"
             with mosquitto_pub(
