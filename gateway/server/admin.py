@@ -1,5 +1,6 @@
 """The admin endpoint: /metrics for Prometheus, /healthz and /readyz for whatever starts and balances gateways."""
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
@@ -55,8 +56,12 @@ class Admin:
             await web.TCPSite(self._runner, bind.host, bind.port).start()
         except OSError as exc:
             await self._runner.cleanup()
+            number = exc.errno or 0
+            why = (
+                os.strerror(number) if number > 0 else exc
+            )  # its own text is asyncio's and has the address again
             raise ConfigurationError(
-                f"admin.bind: cannot listen on {bind}: {exc.strerror or exc}: choose another address or stop what uses it"
+                f"admin.bind: cannot listen on {bind}: {why}: choose another address or stop what uses it"
             ) from exc
         host, port = self._runner.addresses[0][:2]
         return f"{host}:{port}"

@@ -468,11 +468,10 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self.phase = Phase.LIVE
         self._receiving = True
         self._opening = route.has_opening
-        self._expect_from_now_on(
-            services.settings.first_message_timeout_s
-            if route.is_framed or route.has_opening
-            else services.settings.idle_timeout_s
-        )
+        within_s = services.settings.idle_timeout_s
+        if route.is_framed or route.has_opening:
+            within_s = min(within_s, services.settings.first_message_timeout_s)
+        self._expect_from_now_on(within_s)
         services.sessions.add(record.device_id, self)
         self._route = route.open_session(
             self,

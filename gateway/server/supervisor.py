@@ -121,7 +121,6 @@ class Supervisor:
         """Run until SIGTERM or SIGINT, then drain. Raises GatewayError when it cannot start, with nothing changed."""
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_locked(self._settings.data_dir))
-            _allow_open_files(self._settings.worker.limits.connections, self._worker_count)
             for listener in self._settings.worker.listeners:
                 self._sockets[listener.name] = stack.enter_context(
                     _listening(f"listeners.{listener.name}.bind", listener.bind, self._worker_count)
@@ -133,6 +132,7 @@ class Supervisor:
                 self._control_client, sock=unix_listener(self._settings.data_dir / CONTROL_SOCKET)
             )
             stack.callback(control.close)
+            _allow_open_files(self._settings.worker.limits.connections, self._worker_count)
             self._log_start(admin_address)
             await self._keep_children()
 

@@ -1,10 +1,14 @@
-"""A registry that is away: devices connect and stay as the replica knows them, and nobody has to do anything after."""
+"""The registry, or the replica of it, goes away under a running gateway: devices do not notice, and it heals by itself."""
 
+import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,107 +18,220 @@ from tests.support.devices import Refused, TlsDevice
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 
 AWAY_S = 20
-"""PostgreSQL's connect time-out and the follower's longest pause, and room for a busy machine."""
-
-
-def connects(gateway: Gateway, device: Device) -> bool:
-    try:
-        TlsDevice.connect(gateway.port(), device).close()
-    except Refused:
-        return False
-    return True
-
-
-def is_degraded(gateway: Gateway) -> bool:
-    status, body = gateway.http("/readyz")
-    return status == 200 and "degraded" in body
+"""The connect time-out, the follower's longest pause, and room for a busy machine."""
+SQLITE_FILES = ("registry.db", "registry.db-wal", "registry.db-shm")
 
 
 @pytest.fixture
-def on_postgres(tmp_path: Path, postgres_server: PostgresServer, postgres_url: str) -> Iterator[Gateway]:
+def sqlite_gateway(tmp_path: Path) -> Gateway:
+    return new_gateway(tmp_path / "gateway", node="workers = 2")
+
+
+@pytest.fixture
+def postgres_gateway(tmp_path: Path, postgres_url: str) -> Gateway:
     gateway = new_gateway(tmp_path / "gateway", registry_url=postgres_url)
     gateway.ctl("migrate")
-    yield gateway
-    postgres_server.stop()  # in whatever state the test left it
-    postgres_server.start()
+    return gateway
 
 
-def test_postgresql_stopped_and_started_again(on_postgres: Gateway, postgres_server: PostgresServer) -> None:
-    gateway = on_postgres
-    known, gone = gateway.add_devices(NewDevice(identity="known"), NewDevice(identity="gone"))
-    with running(gateway):
-        with TlsDevice.connect(gateway.port(), known) as session:
-            postgres_server.stop()
-            wait_for(lambda: is_degraded(gateway), AWAY_S, "readiness to say that the registry is away")
-            assert connects(gateway, known)
-            os.kill(gateway.worker_pids()[0], signal.SIGKILL)  # a worker begins anew without the registry
-            wait_for(lambda: connects(gateway, known), 10, "the new worker")
-            refused = gateway.ctl("add-device", "new", check=False)
-            assert refused.returncode == 1
-            assert refused.stderr.startswith("error: ")
-            assert len(refused.stderr.splitlines()) == 1
-            postgres_server.start()
-            added = gateway.add_device("new")
-            gateway.ctl("remove-device", "gone")
-            wait_for(lambda: connects(gateway, added), AWAY_S, "the device that was added")
-            wait_for(lambda: not connects(gateway, gone), 2, "the removed device refused")
-            wait_for(lambda: not is_degraded(gateway), AWAY_S, "readiness")
-            session.close()
-        assert gateway.metric("pskgw_registry_age_seconds") < AWAY_S
-
-
-def test_a_start_without_the_registry(on_postgres: Gateway, postgres_server: PostgresServer) -> None:
-    gateway = on_postgres
-    (known,) = gateway.add_devices(NewDevice(identity="known"))
-    with running(gateway):
-        assert connects(gateway, known)
-    postgres_server.stop()
-    with running(gateway):  # the replica of before is there
-        assert connects(gateway, known)
-        assert is_degraded(gateway)
-    shutil.rmtree(gateway.directory / "data" / "replica")
+@contextlib.contextmanager
+def stopped(server: PostgresServer) -> Iterator[None]:
+    """Without a database server."""
+    server.stop()
     try:
-        gateway.start(wait=False)
-        gateway.wait_for_event("admin_listening", 30)
-        assert gateway.http("/readyz")[0] == 503
-        assert gateway.http("/healthz")[0] == 200
-        gateway.wait_for_event("registry_unusable", AWAY_S)
-        postgres_server.start()
-        wait_for(lambda: gateway.http("/readyz")[0] == 200, AWAY_S, "readiness once the registry is back")
-        assert connects(gateway, known)
+        yield
     finally:
-        gateway.kill()
+        server.start()
 
 
-def test_an_sqlite_registry_moved_away_and_back(tmp_path: Path) -> None:
-    gateway = new_gateway(tmp_path / "gateway")
-    (known,) = gateway.add_devices(NewDevice(identity="known"))
-    registry, elsewhere = gateway.directory / "registry.db", gateway.directory / "elsewhere.db"
+def use(gateway: Gateway, device: Device) -> None:
+    """A device connects and sends a line."""
+    with TlsDevice.connect(gateway.port(), device) as connection:
+        connection.send(b"line\n")
+        assert connection.receive_line() == "ok 1"
+
+
+def readiness(gateway: Gateway) -> tuple[int, dict[str, Any]]:
+    status, body = gateway.http("/readyz")
+    return status, json.loads(body)
+
+
+def is_degraded_by_the_registry(gateway: Gateway) -> bool:
+    status, body = readiness(gateway)
+    return (
+        status == 200 and body["status"] == "degraded" and any("registry" in why for why in body["reasons"])
+    )
+
+
+def check_degraded_and_serving(gateway: Gateway, device: Device) -> None:
+    """Devices connect, whatever the registry does; operators are told."""
+    wait_for(lambda: is_degraded_by_the_registry(gateway), AWAY_S, "/readyz says what is away")
+    gateway.wait_for_event("registry_unusable", state="away")
+    use(gateway, device)
+    age = gateway.metric("pskgw_registry_age_seconds")
+    wait_for(lambda: gateway.metric("pskgw_registry_age_seconds") > age, what="the age grows")
+
+
+def check_recovered(gateway: Gateway, *, complaints: int = 0) -> None:
+    """It follows again, and what is new counts."""
+    wait_for(lambda: readiness(gateway) == (200, {"status": "ready"}), AWAY_S, "/readyz says ready")
+    gateway.wait_for_event("registry_back")
+    (late,) = gateway.add_devices(NewDevice(identity="late"))
+    gateway.wait_until_followed()
+    use(gateway, late)
+    assert len(gateway.complaints()) == complaints
+
+
+def test_the_sqlite_file_is_moved_away_and_back(sqlite_gateway: Gateway) -> None:
+    gateway = sqlite_gateway
+    (device,) = gateway.add_devices(NewDevice(identity="d"))
+    aside = gateway.directory / "aside"
+    aside.mkdir()
     with running(gateway):
-        registry.rename(elsewhere)
-        wait_for(lambda: is_degraded(gateway), 10, "readiness to say that the registry is away")
-        assert connects(gateway, known)
-        elsewhere.rename(registry)
-        wait_for(lambda: not is_degraded(gateway), 10, "readiness")
-        added = gateway.add_device("new")
-        wait_for(lambda: connects(gateway, added), 2, "the device that was added")
+        use(gateway, device)
+        _move(gateway.directory, aside)
+        check_degraded_and_serving(gateway, device)
+        done = gateway.ctl("list-devices", check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert "registry.db" in done.stderr
+        assert not (gateway.directory / "registry.db").exists()
+        _move(aside, gateway.directory)
+        check_recovered(gateway)
 
 
-def test_a_replica_that_was_truncated_is_copied_anew(tmp_path: Path) -> None:
-    """A reader of a truncated file may die by SIGBUS; the gateway heals by itself."""
-    gateway = new_gateway(tmp_path / "gateway")
-    devices = gateway.add_devices(*(NewDevice(identity=f"d-{number}") for number in range(200)))
+def test_a_restored_backup_is_taken_as_it_is(sqlite_gateway: Gateway) -> None:
+    """A registry that is older than what the replica has: what the backup does not know is cut off."""
+    gateway = sqlite_gateway
+    (device,) = gateway.add_devices(NewDevice(identity="d"))
+    backup = gateway.directory / "backup"
+    backup.mkdir()
+    for name in SQLITE_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy(gateway.directory / name, backup / name)
     with running(gateway):
-        assert connects(gateway, devices[0])
-        (data,) = (gateway.directory / "data" / "replica").glob("*/data.mdb")
-        os.truncate(data, 4096 * 3)
-        wait_for(lambda: not data.exists(), 10, "the damaged generation removed")
-        wait_for(lambda: gateway.http("/readyz")[0] == 200, 15, "readiness")
-        wait_for(lambda: _safely_connects(gateway, devices[199]), 15, "devices again")
+        (newer,) = gateway.add_devices(NewDevice(identity="newer"))
+        gateway.wait_until_followed()
+        with TlsDevice.connect(gateway.port(), newer) as connection:
+            connection.send(b"line\n")
+            assert connection.receive_line() == "ok 1"
+            aside = gateway.directory / "aside"
+            aside.mkdir()
+            _move(gateway.directory, aside)
+            _move(backup, gateway.directory)
+            assert connection.receive_to_end() == b""
+        use(gateway, device)
+        with pytest.raises(Refused):
+            use(gateway, newer)
 
 
-def _safely_connects(gateway: Gateway, device: Device) -> bool:
+def _move(source: Path, target: Path) -> None:
+    for name in SQLITE_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            (source / name).rename(target / name)
+
+
+def test_postgresql_stops_and_starts(postgres_gateway: Gateway, postgres_server: PostgresServer) -> None:
+    gateway = postgres_gateway
+    device, gone = gateway.add_devices(NewDevice(identity="d"), NewDevice(identity="gone"))
+    with running(gateway):
+        use(gateway, device)
+        with stopped(postgres_server):
+            check_degraded_and_serving(gateway, device)
+            os.kill(gateway.worker_pids()[0], signal.SIGKILL)
+            wait_for(lambda: _works(gateway, device), what="a worker that began without the registry")
+            done = gateway.ctl("add-device", "nobody", check=False)
+            assert done.returncode == 1
+            assert re.fullmatch(r"error: the registry postgresql\+psycopg://.* is away: .*\n", done.stderr)
+        gateway.wait_for_event("registry_back")
+        with gateway.registry() as registry:
+            registry.remove_device("default", "gone")
+        gateway.wait_until_followed()
+        with pytest.raises(Refused):
+            use(gateway, gone)
+        check_recovered(gateway, complaints=1)  # of the worker
+
+
+def test_a_gateway_starts_without_postgresql(
+    postgres_gateway: Gateway, postgres_server: PostgresServer
+) -> None:
+    """On the replica that it has; without one it waits, says so, and serves once the registry is there."""
+    gateway = postgres_gateway
+    (device,) = gateway.add_devices(NewDevice(identity="d"))
+    with running(gateway):
+        use(gateway, device)
+        assert gateway.stop() == 0
+        with stopped(postgres_server):
+            gateway.start()
+            check_degraded_and_serving(gateway, device)
+            gateway.wait_for_event("registry_away")
+            assert gateway.stop() == 0
+
+            shutil.rmtree(gateway.directory / "data" / "replica")
+            gateway.start(wait=False)
+            gateway.wait_for_event("registry_unusable", state="away")
+            status, body = readiness(gateway)
+            assert status == 503
+            assert body["status"] == "not ready"
+            assert "never copied" in body["reasons"][0]
+            assert "away" in body["reasons"][0]
+            assert gateway.http("/healthz")[0] == 200
+        check_recovered(gateway)
+        use(gateway, device)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "emptied", "overwritten"])
+def test_a_damaged_replica_heals(sqlite_gateway: Gateway, damage: str) -> None:
+    gateway = sqlite_gateway
+    (device,) = gateway.add_devices(NewDevice(identity="d"))
+    with running(gateway):
+        use(gateway, device)
+        (generation,) = (path for path in (gateway.directory / "data" / "replica").iterdir() if path.is_dir())
+        data = generation / "data.mdb"
+        size = data.stat().st_size
+        match damage:
+            case "deleted":
+                shutil.rmtree(generation)
+            case "truncated":
+                os.truncate(data, size // 2)
+            case "emptied":
+                os.truncate(data, 0)
+            case _:
+                data.write_bytes(os.urandom(size))
+        # A truncated file kills those that read it; so does a new one, and that heals it at the latest.
+        (late,) = gateway.add_devices(NewDevice(identity="late"))
+        wait_for(lambda: _works(gateway, late), 20, "the running gateway healed")
+        use(gateway, device)
+
+
+def test_a_gateway_starts_whatever_became_of_its_replica(sqlite_gateway: Gateway) -> None:
+    gateway = sqlite_gateway
+    replica = gateway.directory / "data" / "replica"
+    (device,) = gateway.add_devices(NewDevice(identity="d"))
+    with running(gateway):
+        for damage in ("deleted", "truncated", "overwritten", "other files"):
+            use(gateway, device)
+            assert gateway.stop() == 0
+            (generation,) = (path for path in replica.iterdir() if path.is_dir())
+            data = generation / "data.mdb"
+            match damage:
+                case "deleted":
+                    shutil.rmtree(gateway.directory / "data")
+                case "truncated":
+                    os.truncate(data, data.stat().st_size // 2)
+                case "overwritten":
+                    data.write_bytes(os.urandom(data.stat().st_size))
+                case _:
+                    (replica / "current").write_text("../../etc\n")
+                    (replica / "stray").write_text("what is this?\n")
+            gateway.start()
+        use(gateway, device)
+        assert gateway.complaints() == []
+
+
+def _works(gateway: Gateway, device: Device) -> bool:
     try:
-        return connects(gateway, device)
-    except OSError:
+        use(gateway, device)
+    except (Refused, ConnectionError):
         return False
+    return True

@@ -16,13 +16,17 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from gateway.config import load
+from gateway.registry import feed
+from gateway.registry.database import make_engine, read
 from gateway.registry.ledger import Author
 from gateway.registry.store import NewDevice, Registry
 
@@ -160,13 +164,23 @@ class Gateway:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of all samples of this name with these labels."""
-        _, text = self.http("/metrics")
         return sum(
             sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and all(sample.labels.get(key) == value for key, value in labels.items())
+            for sample in self._samples(name)
+            if all(sample.labels.get(key) == value for key, value in labels.items())
         )
+
+    def metric_by(self, label: str, name: str) -> Counter[str]:
+        """The samples of this name, summed up for each value of a label; those that are 0 left out."""
+        sums: Counter[str] = Counter()
+        for sample in self._samples(name):
+            sums[sample.labels[label]] += int(sample.value)
+        return +sums
+
+    def _samples(self, name: str) -> list[Sample]:
+        _, text = self.http("/metrics")
+        families = text_string_to_metric_families(text)
+        return [sample for family in families for sample in family.samples if sample.name == name]
 
     def ctl(
         self,
@@ -194,6 +208,18 @@ class Gateway:
         with self.registry() as registry:
             added = [registry.add_device(device) for device in devices]
         return [Device(device.identity, device.key.hex()) for device in added]
+
+    def wait_until_followed(self) -> None:
+        """Wait until what is in the registry is known to the running gateway."""
+        engine = make_engine(load(self.config).registry.url)
+        try:
+            with read(engine) as connection:
+                sequence = feed.head(connection).sequence
+        finally:
+            engine.dispose()
+        wait_for(
+            lambda: self.metric("pskgw_registry_revision") >= sequence, what=f"revision {sequence} followed"
+        )
 
     def sessions(self) -> list[dict[str, Any]]:
         """`gatewayctl list-sessions`."""
