@@ -84,10 +84,10 @@ class StreamRoute(LiveRoute):
         self._backend = TcpBackend(route.backend, settings)
         self._spawn = spawn
 
-    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:  # noqa: ARG002 - bytes carry no identity
+    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:
         """Connect to the service at once: it may speak first."""
         relay = Relay(device, self)
-        relay.connecting = self._spawn(relay.connect(self._backend))
+        relay.connecting = self._spawn(relay.connect(self._backend.towards(info)))
         return relay
 
     def backend_connected(self, duration_s: float) -> None:
@@ -116,7 +116,7 @@ class MqttRoute(StreamRoute):
         """Wait for CONNECT, and connect to the broker then."""
 
         def begin(relay: Relay) -> None:
-            relay.connecting = self._spawn(relay.connect(self._backend))
+            relay.connecting = self._spawn(relay.connect(self._backend.towards(info)))
 
         return MqttSession(device, info, self, password=self._password, begin=begin)
 
