@@ -105,6 +105,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         "_services",
         "_session",
         "_since",
+        "_stopping",
         "_transmitted",
         "_transport",
         "address",
@@ -139,6 +140,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._opening = False
         self._receiving = False
         self._finished = False
+        self._stopping = False
         self._peer_finished = False
         self.phase = Phase.GONE
         self.address = ""
@@ -188,8 +190,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take what the device sent."""
         if self.phase is Phase.LIVE:
-            if not self._opening:
-                self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+            self._put_off_idle()
         elif self.phase is not Phase.HANDSHAKE:
             return
         for event in self._session.receive(_read_buffer[:nbytes]):
@@ -274,8 +275,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
         assert self._live_route is not None
         self.sent_bytes += len(data)
         self._live_route.count_sent_bytes(len(data))
-        if not self._opening:
-            self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+        self._put_off_idle()
         self._session.send(data)
         self._flush()
 
@@ -297,7 +297,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
     def opened(self) -> None:
         """The deadline of the first message is met."""
         self._opening = False
-        self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+        self._put_off_idle()
 
     def pause_receiving(self) -> None:
         """Do not read the device."""
@@ -349,6 +349,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
             address=self.address,
             reason=reason,
         )
+        self._stopping = True
         self._expect_within(STOP_S)
         assert self._route is not None
         self._route.stop()
@@ -450,19 +451,32 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self.phase = Phase.LIVE
         self._receiving = True
         self._opening = route.has_opening
-        self._expect_from_now_on(
-            services.settings.first_message_timeout_s
-            if route.is_framed or route.has_opening
-            else services.settings.idle_timeout_s
-        )
+        within_s = services.settings.idle_timeout_s
+        if route.is_framed or route.has_opening:
+            within_s = min(within_s, services.settings.first_message_timeout_s)
+        self.deadline = now + within_s
+        services.deadlines.bring_forward(self)  # it may be before that of the handshake
         services.sessions.add(record.device_id, self)
         self._route = route.open_session(
             self,
-            DeviceInfo(realm, record.device, self.identity, record.group, self.session_id, record.labels),
+            DeviceInfo(
+                realm,
+                record.device,
+                self.identity,
+                record.group,
+                self.session_id,
+                record.labels,
+                self._socket_address("peername"),
+                self._socket_address("sockname"),
+            ),
         )
         self._resolution = None
         if route.is_framed:
             services.commands.connected(self)
+
+    def _socket_address(self, which: str) -> tuple[str, int] | None:
+        address = None if self._transport is None else self._transport.get_extra_info(which)
+        return (address[0], address[1]) if isinstance(address, tuple) else None
 
     def _failed(self, error: PeerError | LimitReached | TlsFailure) -> None:
         """The session is over; what `output` holds is the alert."""
@@ -553,16 +567,15 @@ class DeviceConnection(asyncio.BufferedProtocol):
             self._transport.write_eof()
         self._expect_within(LINGER_S)
 
-    def _expect_within(self, seconds: float) -> None:
-        deadline = self._services.now() + seconds
-        if deadline < self.deadline:
-            self.deadline = deadline
-            self._services.deadlines.bring_forward(self)
+    def _put_off_idle(self) -> None:
+        """There is traffic. A session that is being ended, or was not opened in time, is ended all the same."""
+        if not (self._stopping or self._opening):
+            self.deadline = self._services.now() + self._services.settings.idle_timeout_s
 
-    def _expect_from_now_on(self, seconds: float) -> None:
-        """Put another deadline in the place of the one there is, earlier or later."""
-        filed, self.deadline = self.deadline, self._services.now() + seconds
-        if self.deadline < filed:
+    def _expect_within(self, seconds: float) -> None:
+        now = self._services.now()
+        if now + seconds < self.deadline or self.deadline <= now:  # passed: this is the next one
+            self.deadline = now + seconds
             self._services.deadlines.bring_forward(self)
 
     def _abort(self) -> None:
