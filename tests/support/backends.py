@@ -32,7 +32,7 @@ from tests.support.servers import (
     wait_until,
 )
 
-__all__ = ["CONTENT_TYPE", "SUBJECTS", "WRONG", "Arrived", "Subject", "make_sink", "message"]
+__all__ = ["CONTENT_TYPE", "LOGIN", "SUBJECTS", "WRONG", "Arrived", "Subject", "make_sink", "message"]
 
 CONTENT_TYPE = "text/plain;charset=utf-8"
 LOGIN = f"{USER}:{quote(PASSWORD, safe='')}"
