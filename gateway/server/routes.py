@@ -168,7 +168,10 @@ class FramedRoute(LiveRoute):
             _watch(self._delivery, route.name, metrics)
         else:
             self._delivery = DirectDelivery(
-                sink, on_attempt=self._attempted, timeout_s=route.delivery_timeout_s
+                sink,
+                on_attempt=self._attempted,
+                timeout_s=route.delivery_timeout_s,
+                replies=route.reply,
             )
         self._rates = DeviceRates(
             route.device_messages_per_s, route.device_bytes_per_s, message_bytes_max, time.monotonic
