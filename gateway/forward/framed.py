@@ -1,8 +1,11 @@
 """A framed route: the device's frames become messages, each answered once, in order.
 
 Every frame gets a number, refused ones too. Its answer waits until all earlier frames have theirs: the backend confirms
-in order, but a refusal is known at once and may not overtake. While too much is unconfirmed the device is not read.
-Commands go to the device between the answers, whenever they come.
+in order, but a refusal is known at once and may not overtake. Commands go to the device between the answers.
+
+A frame of one byte becomes a message and an answer of hundreds, so one read of the device can hold far more than may
+wait. Therefore bytes are taken in small pieces; once too much is unanswered, or the route is full, the rest stays as it
+came, and the device is not read, until answers have left.
 """
 
 import functools
@@ -29,10 +32,12 @@ from gateway.wire.framing import (
 
 __all__ = ["Answer", "Delivery", "FramedSession", "MessageLog"]
 
-_UNCONFIRMED_MAX: Final = 256
-"""Messages of one session that may wait for the backend; 256 of 100 bytes fill a batch, more only wait in memory."""
+_UNANSWERED_MAX: Final = 256
+"""Frames of one session that may wait for their answer; 256 of 100 bytes fill a batch, more only wait in memory."""
 _UNCONFIRMED_BYTES_MAX: Final = 256 * 1024
-"""The same in bytes of payload. One message of `message_bytes_max` always fits."""
+"""Their payload while it waits for the backend. One message of `message_bytes_max` always fits."""
+_PIECE_BYTES: Final = 4096
+"""What is decoded before the bounds are looked at: so many frames may come on top of them."""
 
 
 class Answer(Protocol):
@@ -79,9 +84,9 @@ class FramedSession:
     """
 
     __slots__ = (
-        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_encode", "_finished", "_has_ids", "_held", "_info",
-        "_kind", "_log", "_lost",
-        "_next_answer", "_number", "_paused", "_soon", "_stopping", "_unconfirmed", "_unconfirmed_bytes", "_wall",
+        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_encode", "_finished", "_has_ids", "_held",
+        "_info", "_kind", "_log", "_lost", "_next_answer", "_number", "_paused", "_rest_counts", "_route_full", "_soon", "_stopping",
+        "_unconfirmed", "_unconfirmed_bytes", "_wall",
     )  # fmt: skip
 
     def __init__(
@@ -114,30 +119,40 @@ class FramedSession:
         self._encode = encode
         self._has_ids = has_message_ids
         self._answers: list[bytes] = []
+        self._held: list[memoryview] = []
         self._unconfirmed = 0
         self._unconfirmed_bytes = 0
         self._paused = False
         self._device_slow = False
-        self._held = False
+        self._route_full = False
         self._finished = False
+        self._rest_counts = False
         self._stopping = False
         self._lost = False
 
     def data_received(self, data: bytes) -> None:
-        """Take the frames that these bytes complete."""
-        self._take(self._decoder.feed(data))
+        """Take the frames that these bytes complete, now or when there is room for them."""
+        if len(data) <= _PIECE_BYTES and not self._held and self._has_room:
+            self._take(self._decoder.feed(data))
+        else:
+            self._held.append(memoryview(data))
+            self._take_held()
 
     def device_finished(self, *, orderly: bool) -> None:
         """Answer everything that was received, then end. A rest without its end counts only after close_notify."""
-        if orderly:
-            self._take(self._decoder.finish())
         self._finished = True
+        self._rest_counts = orderly
+        self._take_held()
         self._end_if_settled()
 
     def device_lost(self) -> None:
-        """What was submitted is delivered all the same; nobody hears the answers."""
+        """What was received is delivered all the same; nobody hears the answers."""
         self._lost = True
+        self._device_slow = False
         self._answers.clear()
+        self._early.clear()
+        self._go_on()
+        self._go_on_if_room()
 
     def pause_sending(self) -> None:
         """A device that does not read its answers sends nothing more."""
@@ -147,11 +162,13 @@ class FramedSession:
     def resume_sending(self) -> None:
         """It reads again."""
         self._device_slow = False
-        self._receive_again()
+        self._go_on()
+        self._end_if_settled()
 
     def stop(self) -> None:
         """Refuse what comes from now on, answer what is under way, then close."""
         self._stopping = True
+        self._take_held()
         self._end_if_settled()
 
     def send_command(self, command_id: str, payload: bytes) -> None:
@@ -163,6 +180,46 @@ class FramedSession:
         except ValueError as exc:
             raise ControlError(f"the payload cannot be sent: {exc}") from exc
         self._device.send(frame)
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether frames may be taken now."""
+        return not (self._paused or self._device_slow or self._route_full)
+
+    @property
+    def _unanswered(self) -> int:
+        return self._unconfirmed + len(self._early) + len(self._answers)
+
+    def _take_held(self) -> None:
+        """Take what is held as far as the bounds allow, and then the end of the device."""
+        held = self._held
+        while held and self._has_room:
+            data = held[0]
+            if len(data) > _PIECE_BYTES:
+                held[0] = data[_PIECE_BYTES:]
+            else:
+                del held[0]
+            self._take(self._decoder.feed(data[:_PIECE_BYTES]))
+        if self._rest_counts and not held:
+            self._rest_counts = False
+            self._take(self._decoder.finish())
+
+    def _go_on(self) -> None:
+        """There may be room: take what is held, then read the device again."""
+        if self._has_room:
+            self._take_held()
+        if self._has_room and not self._lost:
+            self._device.resume_receiving()
+
+    def _go_on_if_room(self) -> None:
+        """Go on once half of what may wait has left."""
+        if (
+            self._paused
+            and self._unanswered <= _UNANSWERED_MAX // 2
+            and self._unconfirmed_bytes <= _UNCONFIRMED_BYTES_MAX // 2
+        ):
+            self._paused = False
+            self._go_on()
 
     def _take(self, frames: list[Frame]) -> None:
         received_at = self._wall()
@@ -179,24 +236,20 @@ class FramedSession:
             self._unconfirmed_bytes += size
             self._delivery.submit(message, functools.partial(self._settled, number, size))
         if not self._paused and (
-            self._unconfirmed >= _UNCONFIRMED_MAX or self._unconfirmed_bytes >= _UNCONFIRMED_BYTES_MAX
+            self._unanswered >= _UNANSWERED_MAX or self._unconfirmed_bytes >= _UNCONFIRMED_BYTES_MAX
         ):
             self._paused = True
             self._device.pause_receiving()
-        if not self._held and self._delivery.is_full:
-            self._held = True
+        if not self._route_full and self._delivery.is_full:
+            self._route_full = True
             self._device.pause_receiving()
             self._delivery.when_free(self._release)
 
     def _release(self) -> None:
         """The route has room again."""
-        self._held = False
-        self._receive_again()
-
-    def _receive_again(self) -> None:
-        """Read the device, unless there is another reason not to."""
-        if not (self._paused or self._held or self._device_slow or self._lost):
-            self._device.resume_receiving()
+        self._route_full = False
+        self._go_on()
+        self._end_if_settled()
 
     def _message(self, number: int, received_at: float, frame: Frame) -> Message | Reason:
         """The message that a frame is, or why it is refused before any backend sees it."""
@@ -234,17 +287,11 @@ class FramedSession:
         if reason is not None:
             self._log.rejected(reason)
         if self._lost:
-            return
-        self._answer(
-            number, self._confirmation(number, reply) if reason is None else self._refusal(number, reason)
-        )
-        if (
-            self._paused
-            and self._unconfirmed <= _UNCONFIRMED_MAX // 2
-            and self._unconfirmed_bytes <= _UNCONFIRMED_BYTES_MAX // 2
-        ):
-            self._paused = False
-            self._receive_again()
+            self._go_on_if_room()
+        else:
+            self._answer(
+                number, self._confirmation(number, reply) if reason is None else self._refusal(number, reason)
+            )
 
     def _refusal(self, number: int, reason: Reason) -> bytes:
         return self._encode(encode_error(number, reason))
@@ -267,6 +314,8 @@ class FramedSession:
 
     def _answer(self, number: int, answer: bytes) -> None:
         """Queue the answer to frame `number` (empty: there is none) behind those of all frames before it."""
+        if self._lost:
+            return
         if number != self._next_answer:
             self._early[number] = answer
             return
@@ -287,6 +336,7 @@ class FramedSession:
             return
         if answers:
             self._device.send(answers)
+        self._go_on_if_room()
         self._end_if_settled()
 
     def _end_if_settled(self) -> None:
@@ -295,5 +345,6 @@ class FramedSession:
             and not self._lost
             and self._next_answer > self._number
             and not self._answers
+            and not self._held
         ):
             self._device.close()

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 
 import pytest
 
-from tests.support.device import RawDevice
+from tests.support.device import RawDevice, add_devices
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 
 FRAMINGS = {"lines": 0, "length16": 2, "length32": 4}
@@ -65,9 +65,11 @@ def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         backends=f'[backends.service]\nkind = "http"\nurl = "http://127.0.0.1:{service.server_port}/"\nmode = "binary"\n',
         asyncio_only=request.param,
     )
-    for framing in FRAMINGS:
-        for suffix in ("", "-json", "-ids", "-reply"):
-            DEVICES[framing + suffix] = gateway.add_device(framing + suffix, "--group", framing + suffix)
+    DEVICES.update(
+        add_devices(
+            gateway, {f + suffix: f + suffix for f in FRAMINGS for suffix in ("", "-json", "-ids", "-reply")}
+        )
+    )
     try:
         with running(gateway):
             yield gateway

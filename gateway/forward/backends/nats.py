@@ -1,8 +1,8 @@
 """NATS: one message per event, in the binary mode of the CloudEvents binding (1.0.3, section 3.1).
 
 With JetStream (the default) a message is safe when the stream has acknowledged it, and `Nats-Msg-Id` is the event's id
-(with its source in front when the device gave it), so that the stream drops what is sent twice within its duplicate window. Core NATS (`jetstream = false`) confirms
-nothing: who is not listening misses the message.
+(with its source in front when the device gave it), so that the stream drops what is sent twice within its duplicate
+window. Core NATS (`jetstream = false`) confirms nothing: who is not listening misses the message.
 
 A batch is sent at once on one connection, and the acknowledgements are awaited together; the server handles the
 messages of one connection in order.
