@@ -141,3 +141,10 @@ def test_what_does_not_confirm_serves_no_acknowledged_route(tmp_path: Path, back
     with pytest.raises(ConfigurationError):
         load(config(tmp_path, backend, route), {})
     load(config(tmp_path, backend, "ack = false"), {})
+
+
+def test_a_batch_has_no_replies(tmp_path: Path) -> None:
+    backend = 'kind = "http"\nurl = "http://h"'
+    with pytest.raises(ConfigurationError, match=r"routes\.r\.reply: .*mode = \"binary\""):
+        load(config(tmp_path, backend, "reply = true"), {})
+    load(config(tmp_path, backend + '\nmode = "binary"', "reply = true"), {})
