@@ -23,6 +23,7 @@ __all__ = ["main", "root_app"]
 FAMILIES = (
     "setup",
     "config",
+    "doctor",
     "run",
     "realms",
     "devices",

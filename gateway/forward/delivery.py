@@ -103,11 +103,13 @@ class DirectDelivery:
         *,
         on_attempt: Callable[[Attempt], None] = lambda _attempt: None,
         timeout_s: float | None = None,
+        replies: bool = True,
         batch_messages_max: int = BATCH_MESSAGES_MAX,
         batch_bytes_max: int = BATCH_BYTES_MAX,
         window_bytes_max: int = WINDOW_BYTES_MAX,
     ) -> None:
         self._sink = sink
+        self._replies = replies
         self._on_attempt = on_attempt
         self._timeout_s = timeout_s
         self._batch_messages_max = batch_messages_max
@@ -209,7 +211,7 @@ class DirectDelivery:
                 done(unsettled)
             elif index in refused:
                 done(Reason.REFUSED)
-            elif index in replies:
+            elif self._replies and index in replies:
                 done(None, replies[index])
             else:
                 done(None)

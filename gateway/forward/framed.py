@@ -1,11 +1,11 @@
 """A framed route: the device's frames become messages, each answered once, in order.
 
 Every frame gets a number, refused ones too. Its answer waits until all earlier frames have theirs: the backend confirms
-in order, but a refusal is known at once and may not overtake.
+in order, but a refusal is known at once and may not overtake. Commands go to the device between the answers.
 
 A frame of one byte becomes a message and an answer of hundreds, so one read of the device can hold far more than may
-wait. Therefore bytes are taken in small pieces; once too much is unanswered the rest stays as it came, and the device
-is not read, until answers have left. Commands go to the device between the answers, whenever they come.
+wait. Therefore bytes are taken in small pieces; once too much is unanswered, or the route is full, the rest stays as it
+came, and the device is not read, until answers have left.
 """
 
 import functools
@@ -132,7 +132,7 @@ class FramedSession:
 
     def data_received(self, data: bytes) -> None:
         """Take the frames that these bytes complete, now or when there is room for them."""
-        if len(data) <= _PIECE_BYTES and not (self._held or self._must_wait):
+        if len(data) <= _PIECE_BYTES and not self._held and self._has_room:
             self._take(self._decoder.feed(data))
         else:
             self._held.append(memoryview(data))
@@ -171,10 +171,29 @@ class FramedSession:
         self._take_held()
         self._end_if_settled()
 
+    def send_command(self, command_id: str, payload: bytes) -> None:
+        """Frame a command to the device. Raises ControlError when it does not fit, LimitReached while nothing is read."""
+        if self._device_slow:
+            raise LimitReached("the device does not read what is sent to it: try again later")
+        try:
+            frame = self._encode(encode_command(command_id, payload))
+        except ValueError as exc:
+            raise ControlError(f"the payload cannot be sent: {exc}") from exc
+        self._device.send(frame)
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether frames may be taken now."""
+        return not (self._paused or self._device_slow or self._route_full)
+
+    @property
+    def _unanswered(self) -> int:
+        return self._unconfirmed + len(self._early) + len(self._answers)
+
     def _take_held(self) -> None:
         """Take what is held as far as the bounds allow, and then the end of the device."""
         held = self._held
-        while held and not self._must_wait:
+        while held and self._has_room:
             data = held[0]
             if len(data) > _PIECE_BYTES:
                 held[0] = data[_PIECE_BYTES:]
@@ -187,10 +206,9 @@ class FramedSession:
 
     def _go_on(self) -> None:
         """There may be room: take what is held, then read the device again."""
-        if self._must_wait:
-            return
-        self._take_held()
-        if not (self._must_wait or self._lost):
+        if self._has_room:
+            self._take_held()
+        if self._has_room and not self._lost:
             self._device.resume_receiving()
 
     def _go_on_if_room(self) -> None:
@@ -202,31 +220,6 @@ class FramedSession:
         ):
             self._paused = False
             self._go_on()
-
-    def _release(self) -> None:
-        """The route has room again."""
-        self._route_full = False
-        self._go_on()
-        self._end_if_settled()
-
-    @property
-    def _must_wait(self) -> bool:
-        """Whether nothing more is taken just now."""
-        return self._paused or self._device_slow or self._route_full
-
-    @property
-    def _unanswered(self) -> int:
-        return self._unconfirmed + len(self._early) + len(self._answers)
-
-    def send_command(self, command_id: str, payload: bytes) -> None:
-        """Frame a command to the device. Raises ControlError when it does not fit, LimitReached while nothing is read."""
-        if self._device_slow:
-            raise LimitReached("the device does not read what is sent to it: try again later")
-        try:
-            frame = self._encode(encode_command(command_id, payload))
-        except ValueError as exc:
-            raise ControlError(f"the payload cannot be sent: {exc}") from exc
-        self._device.send(frame)
 
     def _take(self, frames: list[Frame]) -> None:
         received_at = self._wall()
@@ -251,6 +244,12 @@ class FramedSession:
             self._route_full = True
             self._device.pause_receiving()
             self._delivery.when_free(self._release)
+
+    def _release(self) -> None:
+        """The route has room again."""
+        self._route_full = False
+        self._go_on()
+        self._end_if_settled()
 
     def _message(self, number: int, received_at: float, frame: Frame) -> Message | Reason:
         """The message that a frame is, or why it is refused before any backend sees it."""
@@ -289,10 +288,10 @@ class FramedSession:
             self._log.rejected(reason)
         if self._lost:
             self._go_on_if_room()
-        elif reason is None:
-            self._answer(number, self._confirmation(number, reply))
         else:
-            self._answer(number, self._refusal(number, reason))
+            self._answer(
+                number, self._confirmation(number, reply) if reason is None else self._refusal(number, reason)
+            )
 
     def _refusal(self, number: int, reason: Reason) -> bytes:
         return self._encode(encode_error(number, reason))

@@ -135,6 +135,11 @@ def _check_route(settings: RouteSettings, backends: Mapping[str, BackendSettings
         raise ConfigurationError(
             f'routes.{settings.name}.mqtt_password: it has no effect: write framing = "mqtt", or remove it'
         )
+    if settings.reply and not getattr(backend, "replies", True):
+        raise ConfigurationError(
+            f"routes.{settings.name}.reply: backend {settings.backend} sends many messages at once and gets one answer: "
+            'write mode = "binary" or "structured" there'
+        )
     if settings.message_id is not None and settings.framing not in _MESSAGES:
         raise ConfigurationError(
             f"routes.{settings.name}.message_id: framing = {settings.framing} has no messages: remove it"

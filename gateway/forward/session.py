@@ -10,7 +10,9 @@ Bytes = bytes | bytearray | memoryview
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """Who is connected. `session` is a UUIDv7, new for every connection."""
+    """Who is connected. `session` is a UUIDv7, new for every connection; `peer` and `local` are the addresses of the
+    device and of the listener, as far as they are known.
+    """
 
     realm: str
     device: str
@@ -18,6 +20,8 @@ class DeviceInfo:
     group: str | None
     session: str
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    peer: tuple[str, int] | None = None
+    local: tuple[str, int] | None = None
 
 
 class DeviceEnd(Protocol):

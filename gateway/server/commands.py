@@ -104,6 +104,7 @@ class CommandSender:
         self._under_way: list[_UnderWay] = []
         self._is_looking = False
         self._settled: dict[int, set[int]] = {}
+        self._slow: set[int] = set()
         self._unfit: dict[str, set[int]] = {}
         """session id -> numbers of waiting commands that it cannot take: told once, and not tried again"""
 
@@ -159,7 +160,7 @@ class CommandSender:
             try:
                 mark = session.send_command(command.command_id, command.payload)
             except LimitReached:
-                self._later(_SLOW_S, functools.partial(self._go_on, session.device_id))
+                self._try_again(session.device_id)
                 return
             except ControlError as exc:
                 self._unfit.setdefault(session.session_id, set()).add(command.number)
@@ -175,8 +176,15 @@ class CommandSender:
             self._watch(_UnderWay(session, mark, command.command_id, None, command))
             return
 
+    def _try_again(self, device_id: int) -> None:
+        """A device does not read just now: go on in a while, once."""
+        if device_id not in self._slow:
+            self._slow.add(device_id)
+            self._later(_SLOW_S, functools.partial(self._go_on, device_id))
+
     def _go_on(self, device_id: int) -> None:
         """Send the next one to whichever sessions the device has now."""
+        self._slow.discard(device_id)
         for session in self._sessions(device_id):
             self.connected(session)
 

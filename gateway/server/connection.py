@@ -309,7 +309,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
     def opened(self) -> None:
         """The deadline of the first message is met."""
         self._opening = False
-        self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+        self._put_off_idle()
 
     def pause_receiving(self) -> None:
         """Do not read the device."""
@@ -476,12 +476,23 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._route = route.open_session(
             self,
             DeviceInfo(
-                realm.name, record.device, self.identity, record.group, self.session_id, record.labels
+                realm.name,
+                record.device,
+                self.identity,
+                record.group,
+                self.session_id,
+                record.labels,
+                None if route.is_framed else self._socket_address("peername"),
+                None if route.is_framed else self._socket_address("sockname"),
             ),
         )
         self._resolution = None
         if route.is_framed:
             services.commands.connected(self)
+
+    def _socket_address(self, which: str) -> tuple[str, int] | None:
+        address = None if self._transport is None else self._transport.get_extra_info(which)
+        return (address[0], address[1]) if isinstance(address, tuple) else None
 
     def _failed(self, error: PeerError | LimitReached | TlsFailure) -> None:
         """The session is over; what `output` holds is the alert."""
@@ -576,20 +587,20 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._expect_within(LINGER_S)
 
     def _put_off_idle(self) -> None:
-        """There is traffic. A session that is being ended is ended all the same."""
+        """There is traffic. A session that is being ended, or was not opened in time, is ended all the same."""
         if not (self._stopping or self._opening):
             self.deadline = self._services.now() + self._services.settings.idle_timeout_s
-
-    def _expect_within(self, seconds: float) -> None:
-        now = self._services.now()
-        if now + seconds < self.deadline or self.deadline <= now:  # passed: this is the next one
-            self.deadline = now + seconds
-            self._services.deadlines.bring_forward(self)
 
     def _expect_from_now_on(self, seconds: float) -> None:
         """Put another deadline in the place of the one there is, earlier or later."""
         filed, self.deadline = self.deadline, self._services.now() + seconds
         if self.deadline < filed:
+            self._services.deadlines.bring_forward(self)
+
+    def _expect_within(self, seconds: float) -> None:
+        now = self._services.now()
+        if now + seconds < self.deadline or self.deadline <= now:  # passed: this is the next one
+            self.deadline = now + seconds
             self._services.deadlines.bring_forward(self)
 
     def _abort(self) -> None:

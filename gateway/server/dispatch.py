@@ -17,6 +17,10 @@ _BEYOND_S: Final = 2.0
 """What a worker may take beyond the time-out of a command to say that it has passed."""
 
 
+_UNDER_WAY_MAX: Final = 1_000
+"""What a flood from a broker may hold in memory."""
+
+
 class CommandDispatch:
     """All commands that wait for an outcome. `count` is told each outcome once."""
 
@@ -40,18 +44,20 @@ class CommandDispatch:
     async def _send(self, command: SendCommand) -> CommandOutcome:
         if command.id in self._outcomes:
             raise ControlError(f"command {command.id} is under way already")
-        found = await self._newest_session(command)
-        if found is None:
-            return CommandOutcome(command.id, "not_connected", "")
-        worker, session = found
+        if len(self._outcomes) >= _UNDER_WAY_MAX:
+            return CommandOutcome(command.id, "refused", "too many commands are under way: try again later")
         future: asyncio.Future[CommandOutcome] = asyncio.get_running_loop().create_future()
         self._outcomes[command.id] = future
         try:
+            found = await self._newest_session(command)
+            if found is None:
+                return CommandOutcome(command.id, "not_connected", "")
+            worker, session = found
             worker.notify(structs.replace(command, session=session))
             async with asyncio.timeout(command.timeout_s + _BEYOND_S):
                 return await future
         except TimeoutError:
-            return CommandOutcome(command.id, "lost", f"{worker.name} has not said what became of it")
+            return CommandOutcome(command.id, "lost", "the worker has not said what became of it")
         finally:
             del self._outcomes[command.id]
 

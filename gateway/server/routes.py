@@ -84,10 +84,10 @@ class StreamRoute(LiveRoute):
         self._backend = TcpBackend(route.backend, settings)
         self._spawn = spawn
 
-    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:  # noqa: ARG002 - bytes carry no identity
+    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:
         """Connect to the service at once: it may speak first."""
         relay = Relay(device, self)
-        relay.connecting = self._spawn(relay.connect(self._backend))
+        relay.connecting = self._spawn(relay.connect(self._backend.towards(info)))
         return relay
 
     def backend_connected(self, duration_s: float) -> None:
@@ -116,7 +116,7 @@ class MqttRoute(StreamRoute):
         """Wait for CONNECT, and connect to the broker then."""
 
         def begin(relay: Relay) -> None:
-            relay.connecting = self._spawn(relay.connect(self._backend))
+            relay.connecting = self._spawn(relay.connect(self._backend.towards(info)))
 
         return MqttSession(device, info, self, password=self._password, begin=begin)
 
@@ -168,7 +168,10 @@ class FramedRoute(LiveRoute):
             _watch(self._delivery, route.name, metrics)
         else:
             self._delivery = DirectDelivery(
-                sink, on_attempt=self._attempted, timeout_s=route.delivery_timeout_s
+                sink,
+                on_attempt=self._attempted,
+                timeout_s=route.delivery_timeout_s,
+                replies=route.reply,
             )
         self._rates = DeviceRates(
             route.device_messages_per_s, route.device_bytes_per_s, message_bytes_max, time.monotonic

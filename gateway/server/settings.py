@@ -134,8 +134,8 @@ class NodeSettings(Settings):
     data_dir: Annotated[
         FolderPath,
         Field(
-            description="Folder of the replica and the control socket. It may be deleted while the gateway is "
-            "stopped: the replica is copied anew."
+            description="Folder of the replica, the control socket and the spools. While the gateway is stopped `replica` "
+            "may be deleted, it is copied anew; `spool` may not: it holds messages that were acknowledged."
         ),
     ] = Path("data")
     drain_s: Annotated[

@@ -1,8 +1,9 @@
 """The supervisor: binds the sockets, keeps the follower and the workers alive, answers operators and Prometheus.
 
-It carries no device's bytes and reads no registry, so that neither load nor a slow database stops it. All listening
-sockets are bound here, one per worker and listener (SO_REUSEPORT spreads connections over them), and inherited by every
-worker: a worker that dies leaves its socket, and the connections waiting in it, to its successor.
+It carries no device's bytes but commands on their way to one, and reads no registry, so that neither load nor a slow
+database stops it. All listening sockets are bound here, one per worker and listener (SO_REUSEPORT spreads connections
+over them), and inherited by every worker: a worker that dies leaves its socket, and the connections waiting in it, to
+its successor.
 """
 
 import asyncio

@@ -25,6 +25,7 @@ from gateway.forward.route import RouteTable
 from gateway.forward.settings import BackendSettings, RouteSettings
 from gateway.registry.notices import Changed, Published
 from gateway.registry.sealing import MasterKey, Sealer
+from gateway.server.command_sources import CommandSources
 from gateway.server.commands import CommandSender
 from gateway.server.connection import STOP_S, DeviceConnection, Services
 from gateway.server.control import (
@@ -131,6 +132,9 @@ class Worker:
             wall=time.time,
             later=self._loop.call_later,
         )
+        self._command_sources = CommandSources(
+            settings.backends, tell, payload_bytes_max=settings.limits.message_bytes_max, wall=time.time
+        )
         self._deadlines: Deadlines[DeviceConnection] = Deadlines(time.monotonic())
         self._services = Services(
             settings=settings.limits,
@@ -155,6 +159,8 @@ class Worker:
     async def serve(self) -> None:
         """Serve until `drain` is called, then end every session and return."""
         await self._routes.open()
+        if self._number == 0:  # one subscription per node
+            self._spawn(self._command_sources.run())
         self._tick()
         await self._draining.wait()
         await self._drain()

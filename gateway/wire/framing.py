@@ -26,6 +26,7 @@ __all__ = [
     "encode_line",
     "encode_ok",
     "encode_reply",
+    "is_message_id",
     "split_message_id",
 ]
 
@@ -181,8 +182,17 @@ def split_message_id(frame: bytes) -> tuple[str, bytes]:
     visible ASCII (0x21 to 0x7E): an id goes into headers as it is.
     """
     token, space, payload = frame.partition(b" ")
-    if not space or not token or len(token) > MESSAGE_ID_BYTES_MAX or token.translate(None, _VISIBLE_ASCII):
+    if not space or not _is_id(token):
         raise ValueError(
             "the frame does not begin with an id of 1 to 64 visible ASCII characters and a space"
         )
     return token.decode("ascii"), payload
+
+
+def is_message_id(text: str) -> bool:
+    """Whether a text can be an id: 1 to 64 characters of visible ASCII."""
+    return text.isascii() and _is_id(text.encode())
+
+
+def _is_id(token: bytes) -> bool:
+    return 0 < len(token) <= MESSAGE_ID_BYTES_MAX and not token.translate(None, _VISIBLE_ASCII)

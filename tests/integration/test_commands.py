@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.device import RawDevice
+from tests.support.device import RawDevice, add_devices
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 
 ROUTES = (
@@ -40,7 +40,7 @@ _numbers = iter(range(10_000))
 
 
 def new_device(gateway: Gateway, group: str = "lines") -> Device:
-    device = gateway.add_device(f"{group}-{next(_numbers)}", "--group", group)
+    (device,) = add_devices(gateway, {f"{group}-{next(_numbers)}": group}).values()
     time.sleep(0.7)  # registry to replica: half a second of poll interval
     return device
 

@@ -32,7 +32,7 @@ from tests.support.servers import (
     wait_until,
 )
 
-__all__ = ["CONTENT_TYPE", "SUBJECTS", "WRONG", "Arrived", "Subject", "make_sink", "message"]
+__all__ = ["CONTENT_TYPE", "LOGIN", "SUBJECTS", "WRONG", "Arrived", "Subject", "make_sink", "message"]
 
 CONTENT_TYPE = "text/plain;charset=utf-8"
 LOGIN = f"{USER}:{quote(PASSWORD, safe='')}"
@@ -433,7 +433,8 @@ class KafkaSubject(Subject):
                 if got.error() is not None:
                     ended += 1
                     continue
-                headers = {key: value.decode() for key, value in got.headers() or []}
+                received: Any = got.headers() or []
+                headers = {key: value.decode() for key, value in received}
                 attributes = _by_prefix(headers, "ce_") | {"datacontenttype": headers["content-type"]}
                 assert got.key() == attributes["device"].encode()
                 found.append(Arrived(attributes["id"], attributes, got.value() or b""))

@@ -6,12 +6,15 @@ import struct
 from types import TracebackType
 from typing import Self
 
+from gateway.config import load
+from gateway.registry.ledger import Author
+from gateway.registry.store import NewDevice, Registry
 from gateway.tls.openssl import ClientContext
 from gateway.tls.profiles import PROFILES, TLS13_SUITES, ProfileName
 from gateway.tls.session import ClientSession, Data, Established, Failed, PeerClosed
-from tests.support.gateway import Device
+from tests.support.gateway import Device, Gateway
 
-__all__ = ["RawDevice"]
+__all__ = ["RawDevice", "add_devices"]
 
 TIMEOUT_S = 10.0
 
@@ -116,3 +119,10 @@ class RawDevice:
         output = self._session.output()
         if output:
             self._socket.sendall(output)
+
+
+def add_devices(gateway: Gateway, groups: dict[str, str | None]) -> dict[str, Device]:
+    """Devices by name, each in its group; in one process, where `gatewayctl add-device` would start one for each."""
+    with Registry(load(gateway.config).registry, Author("tests", "localhost")) as registry:
+        added = [registry.add_device(NewDevice(identity=name, group=group)) for name, group in groups.items()]
+    return {each.identity: Device(each.identity, each.key.hex()) for each in added}

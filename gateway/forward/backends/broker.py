@@ -328,7 +328,7 @@ def _retrieve(task: "asyncio.Task[Any]") -> None:
 
 def masked(text: str, secrets: Iterable[str]) -> str:
     """`text` without the secrets, also in their percent-encoded form."""
-    for secret in secrets:
+    for secret in filter(None, secrets):
         for form in (secret, quote(secret, safe="")):
             text = text.replace(form, "***")
     return text

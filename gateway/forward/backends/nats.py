@@ -1,8 +1,8 @@
 """NATS: one message per event, in the binary mode of the CloudEvents binding (1.0.3, section 3.1).
 
-With JetStream (the default) a message is safe when the stream has acknowledged it, and `Nats-Msg-Id` is the event's id,
-so that the stream drops what is sent twice within its duplicate window. Core NATS (`jetstream = false`) confirms
-nothing: who is not listening misses the message.
+With JetStream (the default) a message is safe when the stream has acknowledged it, and `Nats-Msg-Id` is the event's id
+(with its source in front when the device gave it), so that the stream drops what is sent twice within its duplicate
+window. Core NATS (`jetstream = false`) confirms nothing: who is not listening misses the message.
 
 A batch is sent at once on one connection, and the acknowledgements are awaited together; the server handles the
 messages of one connection in order.
@@ -216,7 +216,9 @@ class NatsBackend:
     def _headers(self, message: Message) -> dict[str, str]:
         headers = {f"ce-{key}": percent_encoded(value) for key, value in event_attributes(message).items()}
         headers["ce-datacontenttype"] = self._content_type
-        headers["Nats-Msg-Id"] = headers["ce-id"]
+        # An id that a device gave is its own alone: another device's message with the same one must not be dropped.
+        is_ours = message.message_id is None
+        headers["Nats-Msg-Id"] = headers["ce-id"] if is_ours else f"{headers['ce-source']}/{headers['ce-id']}"
         return headers
 
     async def _connect(self) -> _Connection:

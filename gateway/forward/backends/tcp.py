@@ -1,45 +1,68 @@
-"""The `tcp` backend: one connection to a plain service for every stream session."""
+"""The `tcp` backend: one connection to a service for every stream session, plain or with TLS.
+
+With `proxy_protocol` each connection begins with a PROXY protocol version 2 header that tells the service who the device
+is. It is sent in plain text, before the TLS handshake where there is one, as haproxy sends it.
+
+TLS knows no half-closed connection here: over `tls://` the service does not learn that a device ended its side before
+the device closes.
+"""
 
 import asyncio
 import random
-from typing import Annotated, Literal
-from urllib.parse import urlsplit
+import socket
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from gateway.errors import BackendUnavailable
+from gateway.forward.backends.broker import BackendModel, TlsSettings, os_error_text, parse_broker_url
+from gateway.forward.session import DeviceInfo
+from gateway.wire.proxy_protocol import encode_proxy_header
 
-__all__ = ["TcpBackend", "TcpSettings"]
+__all__ = ["TLV_DEVICE", "TLV_IDENTITY", "TLV_REALM", "TcpBackend", "TcpSettings"]
+
+TLV_REALM: Final = 0xE4
+TLV_DEVICE: Final = 0xE5
+TLV_IDENTITY: Final = 0xE6
+"""Types of the range that the specification reserves for applications (0xE0 to 0xEF)."""
 
 _BACK_OFF_FIRST_S = 0.1
 _BACK_OFF_MAX_S = 5.0
 
 
-def _tcp_url(url: str) -> str:
-    parts = urlsplit(url)
+def _service_url(url: str) -> str:
+    what = "write tcp://host:port or tls://host:port"
     try:
-        port = parts.port
+        parts = parse_broker_url(url, _SCHEMES)
     except ValueError:
-        port = None
-    if (
-        parts.scheme != "tcp"
-        or not parts.hostname
-        or port is None
-        or parts.path
-        or parts.query
-        or parts.username
-    ):
-        raise ValueError(f"{url!r} is not the URL of a TCP service: write tcp://host:port")
+        # Not repeated when it may hold a password.
+        raise ValueError(
+            f"{'it' if '@' in url else repr(url)} is not the URL of a TCP service: {what}"
+        ) from None
+    if parts.username or not parts.port:
+        raise ValueError(f"it has {'a user' if parts.username else 'no port'}: {what}")
     return url
 
 
-class TcpSettings(BaseModel):
+_SCHEMES: Final = {"tcp": 0, "tls": 0}
+
+
+class TcpSettings(TlsSettings, BackendModel):
     """`[backends.NAME]` with `kind = "tcp"`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["tcp"]
-    url: Annotated[str, AfterValidator(_tcp_url), Field(description="The service, as tcp://host:port.")]
+    url: Annotated[
+        str,
+        AfterValidator(_service_url),
+        Field(description="The service, as tcp://host:port, or tls://host:port for TLS."),
+    ]
+    proxy_protocol: Annotated[
+        bool,
+        Field(
+            description="Whether each connection begins with a PROXY protocol v2 header: the device's address, and its "
+            "realm (0xE4), name (0xE5) and identity (0xE6)."
+        ),
+    ] = False
     connect_timeout_s: Annotated[
         float,
         Field(
@@ -50,13 +73,21 @@ class TcpSettings(BaseModel):
         ),
     ] = 10.0
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.check_tls_is_used(uses_tls=self.uses_tls, how="tls:// in url")
+        return self
+
     @property
     def address(self) -> tuple[str, int]:
         """Host and port."""
-        parts = urlsplit(self.url)
-        assert parts.hostname is not None
-        assert parts.port is not None
-        return parts.hostname, parts.port
+        parts = parse_broker_url(self.url, _SCHEMES)
+        return parts.host, parts.port
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the service is spoken to by TLS."""
+        return self.url.startswith("tls://")
 
 
 class TcpBackend:
@@ -69,8 +100,12 @@ class TcpBackend:
         self._back_off_s = 0.0
         self._next_try_at = 0.0
 
-    async def connect(self, protocol: asyncio.BaseProtocol) -> None:
-        """Connect `protocol` to the service.
+    def towards(self, info: DeviceInfo) -> "DeviceBackend":
+        """The backend as a session of this device connects to it."""
+        return DeviceBackend(self, info)
+
+    async def connect(self, protocol: asyncio.BaseProtocol, info: DeviceInfo | None = None) -> None:
+        """Connect `protocol` to the service; `info` is told to it where it is asked for.
 
         Tries again with exponential back-off and jitter until `connect_timeout_s` has passed, then raises
         BackendUnavailable. Cancelling leaves nothing open.
@@ -87,11 +122,11 @@ class TcpBackend:
                 await asyncio.sleep(wait_s)
             try:
                 async with asyncio.timeout_at(give_up_at):
-                    await loop.create_connection(lambda: protocol, self._host, self._port)
+                    await self._connect_once(protocol, info)
             except TimeoutError:
                 reason = "it does not answer"
             except OSError as exc:
-                reason = exc.strerror or str(exc)
+                reason = os_error_text(exc)
             else:
                 self._back_off_s = 0.0
                 return
@@ -100,8 +135,72 @@ class TcpBackend:
                 break
         raise BackendUnavailable(f"no connection to {self._host}:{self._port}: {reason}")
 
+    async def _connect_once(self, protocol: asyncio.BaseProtocol, info: DeviceInfo | None) -> None:
+        loop = asyncio.get_running_loop()
+        tls = self._settings.tls_context(self.name) if self._settings.uses_tls else None
+        if not self._settings.proxy_protocol or info is None:
+            await loop.create_connection(lambda: protocol, self._host, self._port, ssl=tls)
+            return
+        sock = await self._connect_socket(encode_header(info))
+        try:
+            await loop.create_connection(
+                lambda: protocol, sock=sock, ssl=tls, server_hostname=self._host if tls else None
+            )
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _connect_socket(self, header: bytes) -> socket.socket:
+        """A connected socket on which the header was sent."""
+        loop = asyncio.get_running_loop()
+        error: OSError = ConnectionError("no address")
+        for family, kind, protocol, _, address in await loop.getaddrinfo(
+            self._host, self._port, type=socket.SOCK_STREAM
+        ):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setblocking(False)
+                await loop.sock_connect(sock, address)
+                await loop.sock_sendall(sock, header)
+            except OSError as exc:
+                sock.close()
+                error = exc
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
+        raise error
+
     def _failed(self, now: float) -> None:
         """Wait longer before the next try, unless a failure of the same moment has seen to that already."""
         if now >= self._next_try_at:
             self._back_off_s = min(max(self._back_off_s * 2, _BACK_OFF_FIRST_S), _BACK_OFF_MAX_S)
             self._next_try_at = now + self._back_off_s
+
+
+class DeviceBackend:
+    """What a relay connects to: the service, told who the device is."""
+
+    __slots__ = ("_backend", "_info")
+
+    def __init__(self, backend: TcpBackend, info: DeviceInfo) -> None:
+        self._backend = backend
+        self._info = info
+
+    async def connect(self, protocol: asyncio.BaseProtocol) -> None:
+        """As `TcpBackend.connect`."""
+        await self._backend.connect(protocol, self._info)
+
+
+def encode_header(info: DeviceInfo) -> bytes:
+    """The PROXY header for a device."""
+    return encode_proxy_header(
+        info.peer,
+        info.local,
+        {
+            TLV_REALM: info.realm.encode(),
+            TLV_DEVICE: info.device.encode(),
+            TLV_IDENTITY: info.identity.encode(),
+        },
+    )

@@ -38,6 +38,8 @@ DRAIN_S: Final = 2.0
 """How long closing goes on delivering; what is left is on the disk, and the next start goes on."""
 WINDOW_BYTES_MAX: Final = 8 << 20
 """What may wait for a commit in each worker: some 15,000 small messages, and a commit takes milliseconds."""
+UNUSABLE_S: Final = 30.0
+"""How long a spool that cannot be opened is left alone; a new one is written to meanwhile."""
 RETRY_MESSAGES: Final = 200
 """Dead letters that are put back at a time."""
 
@@ -72,6 +74,7 @@ class SpooledDelivery:
         self._own: Outbox | None = None
         self._early: list[tuple[Message, Answer]] | None = []
         self._held: list[Callable[[], None]] = []
+        self._unusable: dict[str, float] = {}
         self._deliverers: list[Deliverer] = []
         self._tasks: dict[Deliverer, asyncio.Task[None]] = {}
         self._running: asyncio.Task[None] | None = None
@@ -175,7 +178,7 @@ class SpooledDelivery:
 
     async def _open_own(self) -> None:
         try:
-            claim = await asyncio.to_thread(self._folder.take)
+            claim = await asyncio.to_thread(self._folder.take, self._passed_over())
         except OSError as exc:
             log.error("spool_unusable", folder=str(self._folder.path), reason=exc.strerror)
         else:
@@ -198,13 +201,19 @@ class SpooledDelivery:
                 await asyncio.wait([task])
                 await outbox.aclose(remove=True)
                 log.info("spool_done", spool=outbox.name)
-        while (claim := await asyncio.to_thread(self._ownerless)) is not None:
+        while (claim := await asyncio.to_thread(self._ownerless, self._passed_over())) is not None:
             log.info("spool_adopted", spool=claim.database.name)
             await self._add(claim)
 
-    def _ownerless(self) -> Claim | None:
+    def _passed_over(self) -> set[str]:
+        """Names of spools that could not be opened, and are left alone for a while."""
+        now = asyncio.get_running_loop().time()
+        self._unusable = {name: until for name, until in self._unusable.items() if until > now}
+        return set(self._unusable)
+
+    def _ownerless(self, passing_over: set[str]) -> Claim | None:
         try:
-            return self._folder.ownerless()
+            return self._folder.ownerless(passing_over)
         except OSError as exc:
             log.error("spool_unusable", folder=str(self._folder.path), reason=exc.strerror)
             return None
@@ -215,6 +224,7 @@ class SpooledDelivery:
             await outbox.open()
         except SpoolError as exc:
             log.error("spool_unusable", folder=str(self._folder.path), reason=str(exc))
+            self._unusable[claim.name] = asyncio.get_running_loop().time() + UNUSABLE_S
             return None
         self._deliverers.append(
             Deliverer(

@@ -9,6 +9,7 @@ A spool is removed under its lock, so whoever gets a lock looks whether the name
 import fcntl
 import os
 import time
+from collections.abc import Container
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ class Claim:
 
     def __init__(self, database: Path, lock_fd: int) -> None:
         self.database: Final = database
+        self.name: Final = database.stem
         self._lock_fd: int | None = lock_fd
 
     def release(self) -> None:
@@ -46,19 +48,22 @@ class SpoolFolder:
     def __init__(self, path: Path) -> None:
         self.path: Final = path
 
-    def take(self) -> Claim:
+    def take(self, passing_over: Container[str] = ()) -> Claim:
         """A spool to write to: one that has no owner, or else a new one."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return self.ownerless() or self._create()
+        if not self.path.is_dir():
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for above in (self.path.parent, self.path.parent.parent):
+                sync_folder(above)
+        return self.ownerless(passing_over) or self._create()
 
-    def ownerless(self) -> Claim | None:
-        """Claim a spool that has no owner, the oldest first; None when all have one."""
+    def ownerless(self, passing_over: Container[str] = ()) -> Claim | None:
+        """Claim a spool that has no owner, the oldest first; None when all have one, or a name that is passed over."""
         try:
             locks = sorted(self.path.glob("*.lock"))
         except FileNotFoundError:
             return None
         for lock in locks:
-            claim = _claim(lock)
+            claim = None if lock.stem in passing_over else _claim(lock)
             if claim is not None:
                 return claim
         return None

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -371,7 +372,9 @@ def test_spools_without_owner_are_adopted_and_removed(run: Run, tmp_path: Path) 
             scene.submit(one, 1, 2)
             scene.submit(two, 3, 4)
             await until(lambda: len(scene.answers) == 4)
-        assert len(list(scene.folder.glob("*.db"))) >= 2  # an empty one may be more: claimed while it was made
+        assert (
+            len(list(scene.folder.glob("*.db"))) >= 2
+        )  # an empty one may be more: claimed while it was made
         scene.backend.away = False
         async with scene.delivery():
             await until(lambda: len(scene.backend.arrived) == 4)
@@ -411,6 +414,26 @@ def test_a_folder_that_cannot_be_written_refuses_until_it_can(run: Run, tmp_path
             await until(lambda: delivery._own is not None)
             scene.submit(delivery, 2)
             await until(lambda: scene.backend.arrived == [2])
+
+    run(test())
+
+
+def test_a_spool_that_cannot_be_opened_is_passed_over(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        scene = Scene(tmp_path / "spool")
+        scene.backend.away = True
+        async with scene.delivery() as delivery:
+            scene.submit(delivery, 1)
+            await until(lambda: scene.answers)
+        (spool,) = scene.folder.glob("*.db")
+        with contextlib.closing(sqlite3.connect(spool)) as connection:
+            connection.execute("PRAGMA user_version = 99")
+        scene.backend.away = False
+        async with scene.delivery() as delivery:
+            await until(lambda: delivery._own is not None)
+            scene.submit(delivery, 2)
+            await until(lambda: scene.backend.arrived == [2])
+        assert spool.exists()
 
     run(test())
 

@@ -1,0 +1,134 @@
+"""The tcp backend: TLS, mutual TLS and the PROXY header."""
+
+import asyncio
+import socket
+import ssl
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import BackendUnavailable
+from gateway.forward.backends.tcp import TcpBackend, TcpSettings
+from gateway.forward.session import DeviceInfo
+from gateway.wire.proxy_protocol import encode_proxy_header
+from tests.support.servers import Certificates
+
+INFO = DeviceInfo(
+    "default", "meter-7", "identity-7", None, "s", {}, peer=("192.0.2.9", 1234), local=("192.0.2.1", 8883)
+)
+HEADER = encode_proxy_header(INFO.peer, INFO.local, {0xE4: b"default", 0xE5: b"meter-7", 0xE6: b"identity-7"})
+
+
+class Collector(asyncio.Protocol):
+    """The device's side of a session, as far as a backend sees it."""
+
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self.transport: asyncio.Transport
+        self.gone = asyncio.Event()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.write(b"ping")
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        if self.received.endswith(b"done"):
+            self.transport.close()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self.gone.set()
+
+
+@asynccontextmanager
+async def service(certificates: Certificates | None, *, header: bool) -> AsyncIterator[int]:
+    """Reads the header where there is one (in plain, before TLS), then answers `ping` with `done`."""
+    context = None
+    if certificates is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates.ca))
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(certificates.server, certificates.server_key)
+
+    def serve(sock: socket.socket) -> None:
+        with sock:
+            sock.settimeout(5)
+            try:
+                if header:
+                    assert sock.recv(len(HEADER), socket.MSG_WAITALL) == HEADER
+                if context is not None:
+                    sock = context.wrap_socket(sock, server_side=True)
+                with sock:
+                    assert sock.recv(4) == b"ping"
+                    sock.sendall(b"done")
+                    sock.recv(1)
+            except OSError:
+                pass  # the client did not like us
+
+    def accept() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return  # closed: the test is over
+            serve(sock)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            await asyncio.to_thread(accepting.join)
+
+
+async def exchange(settings: dict[str, Any]) -> bytes:
+    backend = TcpBackend("b", TcpSettings.model_validate({"kind": "tcp", "connect_timeout_s": 1} | settings))
+    protocol = Collector()
+    await backend.towards(INFO).connect(protocol)
+    await asyncio.wait_for(protocol.gone.wait(), 10)
+    return bytes(protocol.received)
+
+
+@pytest.mark.parametrize("header", [False, True])
+@pytest.mark.parametrize("tls", [False, True])
+def test_exchange(tmp_path: Path, header: bool, tls: bool) -> None:
+    certificates = Certificates(tmp_path) if tls else None
+
+    async def test() -> None:
+        async with service(certificates, header=header) as port:
+            scheme = "tls" if tls else "tcp"
+            files = certificates.settings if certificates else {}
+            settings = {"url": f"{scheme}://127.0.0.1:{port}", "proxy_protocol": header} | files
+            assert await exchange(settings) == b"done"
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("header", [False, True])
+def test_certificates_that_do_not_fit(tmp_path: Path, header: bool) -> None:
+    certificates = Certificates(tmp_path)
+
+    async def test() -> None:
+        async with service(certificates, header=header) as port:
+            settings = {"url": f"tls://127.0.0.1:{port}", "proxy_protocol": header} | certificates.settings
+            with pytest.raises(BackendUnavailable, match="its certificate is not accepted"):
+                await exchange(settings | {"ca_file": str(certificates.other_ca)})
+            with pytest.raises(BackendUnavailable, match="does not exist"):
+                await exchange(settings | {"ca_file": "/nonexistent"})
+
+    asyncio.run(test())
+
+
+def test_a_service_that_is_away() -> None:
+    async def test() -> None:
+        async with service(None, header=True) as port:
+            pass
+        with pytest.raises(BackendUnavailable, match="Connection refused"):
+            await exchange({"url": f"tcp://127.0.0.1:{port}", "proxy_protocol": True})
+
+    asyncio.run(test())

@@ -1,0 +1,104 @@
+import asyncio
+import gc
+from collections.abc import Callable
+
+import pytest
+
+from gateway.forward.framed import Answer
+from gateway.forward.message import Message
+from gateway.forward.rate import DeviceRates, TokenBucket
+from gateway.forward.session import DeviceInfo
+from gateway.wire.framing import Reason
+
+
+class Taken:
+    """A delivery that keeps what it is given."""
+
+    is_full = False
+
+    def __init__(self) -> None:
+        self.messages: list[int] = []
+        self.resumes: list[Callable[[], None]] = []
+
+    def submit(self, message: Message, done: Answer) -> None:
+        self.messages.append(message.sequence)
+        done(None)
+
+    def when_free(self, resume: Callable[[], None]) -> None:
+        self.resumes.append(resume)
+
+
+def message(number: int, size: int = 1) -> Message:
+    return Message("r", "d", "d", None, "s", number, 0.0, bytes(size))
+
+
+def info(device: str = "d") -> DeviceInfo:
+    return DeviceInfo("r", device, device, None, "s")
+
+
+class TestTokenBucket:
+    def test_lets_the_rate_through(self) -> None:
+        bucket = TokenBucket(2, 4, 0.0)
+        for _ in range(4):
+            assert bucket.has(1, 0.0)
+            bucket.take(1)
+        assert not bucket.has(1, 0.4)
+        assert bucket.has(1, 0.5)
+        bucket.take(1)
+        assert bucket.has(4, 100.0)
+        assert not bucket.has(4.1, 1000.0)
+
+
+class TestDeviceRates:
+    def test_no_limit_costs_nothing(self) -> None:
+        delivery = Taken()
+        assert DeviceRates(0, 0, 100, lambda: 0.0).limit(delivery, info()) is delivery
+
+    @pytest.mark.parametrize(("messages_per_s", "bytes_per_s"), [(1, 0), (0, 10), (1, 10)])
+    def test_refused_beyond_it(self, messages_per_s: float, bytes_per_s: float) -> None:
+        now = 0.0
+        answers: list[Reason | None] = []
+
+        async def test() -> None:
+            nonlocal now
+            inner = Taken()
+            delivery = DeviceRates(messages_per_s, bytes_per_s, 50, lambda: now).limit(inner, info())
+            for number in range(1, 13):
+                delivery.submit(message(number, 10), lambda reason, _reply=None: answers.append(reason))
+            assert inner.messages == list(range(1, 11))
+            assert answers == [None] * 10  # refusals never from within
+            await asyncio.sleep(0)
+            assert answers == [None] * 10 + [Reason.RATE_LIMITED] * 2
+            now = 1.0
+            delivery.submit(message(13, 10), lambda _reason, _reply=None: None)
+            assert inner.messages[-1] == 13
+
+        asyncio.run(test())
+
+    def test_sessions_of_a_device_share_it_and_others_have_their_own(self) -> None:
+        async def test() -> None:
+            inner = Taken()
+            rates = DeviceRates(0.1, 0, 100, lambda: 0.0)
+            one, other, foreign = (rates.limit(inner, info(name)) for name in ("d", "d", "e"))
+            one.submit(message(1), lambda _reason, _reply=None: None)
+            other.submit(message(2), lambda _reason, _reply=None: None)
+            foreign.submit(message(3), lambda _reason, _reply=None: None)
+            assert inner.messages == [1, 3]
+            del one, other, foreign
+            gc.collect()
+            assert not rates._devices
+
+        asyncio.run(test())
+
+    def test_the_largest_message_fits_a_low_rate(self) -> None:
+        inner = Taken()
+        delivery = DeviceRates(0, 1, 5000, lambda: 0.0).limit(inner, info())
+        delivery.submit(message(1, 5000), lambda _reason, _reply=None: None)
+        assert inner.messages == [1]
+
+    def test_back_pressure_goes_through(self) -> None:
+        inner = Taken()
+        delivery = DeviceRates(1, 0, 100, lambda: 0.0).limit(inner, info())
+        assert not delivery.is_full
+        delivery.when_free(lambda: None)
+        assert len(inner.resumes) == 1
