@@ -4,7 +4,7 @@ import datetime as dt
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -76,6 +76,10 @@ def add_device(
             show_default=False,
         ),
     ] = None,
+    hash_name: Annotated[
+        Literal["sha256", "sha384"],
+        typer.Option("--hash", help="Hash that the key is bound to in TLS 1.3; TLS 1.2 takes either."),
+    ] = "sha256",
     qr: Annotated[
         bool, typer.Option("--qr", help="Draw identity and key as a QR code too.", show_default=False)
     ] = False,
@@ -113,6 +117,7 @@ def add_device(
         not_before=window[0],
         not_after=window[1],
         networks=parse_networks(allow_from or ()),
+        hash=hash_name,
     )
     with open_registry(settings) as registry:
         added = registry.add_device(new)
@@ -125,6 +130,7 @@ def add_device(
         "hint": added.hint,
         "group": added.group,
         "labels": added.labels,
+        "hash": new.hash,
         "not_before": rfc3339(window[0]),
         "not_after": rfc3339(window[1]),
         "allow_from": list(new.networks),

@@ -171,7 +171,7 @@ class Worker:
             self._lookup.publish(generation)
         except RegistryError as exc:
             raise ControlError(str(exc)) from exc
-        self._contexts.keep_hints(realm.hint for realm in self._lookup.realms.values())
+        self._contexts.keep((realm.hint, realm.record_bytes_max) for realm in self._lookup.realms.values())
         self._check_sessions(self._sessions, None)
         if not self._servers and not self._draining.is_set():
             await self._accept()
@@ -182,7 +182,9 @@ class Worker:
         self._lookup.replace_overlay(change.overlay)
         if change.realms:
             self._lookup.reload_realms()
-            self._contexts.keep_hints(realm.hint for realm in self._lookup.realms.values())
+            self._contexts.keep(
+                (realm.hint, realm.record_bytes_max) for realm in self._lookup.realms.values()
+            )
         self._check_sessions(self._sessions.of_devices(change.devices), change.committed_at)
 
     def _check_sessions(self, sessions: Iterable[DeviceConnection], committed_at: float | None) -> None:
