@@ -83,6 +83,31 @@ def add_device(
     qr: Annotated[
         bool, typer.Option("--qr", help="Draw identity and key as a QR code too.", show_default=False)
     ] = False,
+    client: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="CLIENT",
+            help="Print how to connect with this client: openssl, mosquitto, esp-idf, zephyr, ...",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write what the device needs into this folder: JSON, C header, CSV for ESP-IDF's NVS.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="Where the device reaches the gateway, for --for and --bundle. Default: as the listener says.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,7 +122,7 @@ def add_device(
     window = (_parse_time(not_before, "--not-before"), _parse_time(not_after, "--not-after"))
     settings = load_settings(config)
 
-    from gateway.cli.provision import draw_qr, try_commands, warnings
+    from gateway.cli.provision import Provisioning, draw_qr, try_commands, warnings
     from gateway.registry.identities import parse_key_hex, parse_networks
     from gateway.registry.store import NewDevice
 
@@ -119,9 +144,12 @@ def add_device(
         networks=parse_networks(allow_from or ()),
         hash=hash_name,
     )
+    provisioning = Provisioning(settings.listeners, settings.node.name, host, client, bundle)
+    provisioning.check(realm)
     with open_registry(settings) as registry:
         added = registry.add_device(new)
 
+    recipe = provisioning.recipe(added, hash_name)
     document = {
         "realm": added.realm,
         "device": added.device,
@@ -136,14 +164,18 @@ def add_device(
         "allow_from": list(new.networks),
     }
     if as_json:
-        print_json(document)
+        print_json(document | ({"recipe": recipe} if recipe else {}))
     else:
         print_fields((name.replace("_", " "), _text(value)) for name, value in document.items())
         print("\nThe key is not shown again.")
-        if commands := try_commands(settings.listeners, added, key_file):
+        if recipe:
+            print(f"\n{recipe}")
+        elif commands := try_commands(settings.listeners, added, key_file):
             print("To try it while the gateway runs:", *commands, sep="\n  ")
     if qr:
         draw_qr(added)
+    for path in provisioning.write(added, hash_name):
+        remark(f"Wrote {path}.")
     for warning in warnings(settings.listeners, added):
         warn(warning)
 
