@@ -28,6 +28,7 @@ FAMILIES = (
     "devices",
     "live",
     "connect",
+    "tunnel",
 )
 """The modules of this package that bring commands, in the order of `--help`."""
 

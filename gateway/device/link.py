@@ -210,6 +210,7 @@ class Link(asyncio.BufferedProtocol):
         """Say hello."""
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
         transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
+        _keep_alive(transport)
         if self.opened.done():  # given up meanwhile
             transport.abort()
             return
@@ -351,6 +352,16 @@ def _refusal(error: TlsFailure) -> str:
     if alert is None:
         return f"is not a TLS server, or speaks another TLS ({error}): check host and port"
     return _ALERTS.get(alert, f"ended the handshake ({error}): its log says why")
+
+
+def _keep_alive(transport: asyncio.Transport) -> None:
+    """Notice within two minutes that a silent gateway lost its power: nothing else would tell."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
 _CERTIFICATE_VERIFY_FAILED: Final = 134

@@ -13,16 +13,20 @@ from pathlib import Path
 import pytest
 
 from gateway.device import Client, ClientSettings, DeviceRefused, FileStore, Key, KeyRing
+from gateway.registry.store import NewDevice
 from gateway.server.loop import run
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 
+KEY = Key(bytes(range(32)))
 DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with running(new_gateway(tmp_path_factory.mktemp("client") / "gateway")) as started:
-        yield started
+    gateway = new_gateway(tmp_path_factory.mktemp("client") / "gateway")
+    gateway.add_devices(*(NewDevice(identity=name, key=KEY) for name in ("scripted", "offline")))
+    with running(gateway):
+        yield gateway
 
 
 def ring(device: Device) -> KeyRing:
@@ -38,7 +42,7 @@ def private(path: Path, text: str) -> Path:
 def test_the_documented_script_works(gateway: Gateway, tmp_path: Path) -> None:
     (script,) = re.findall(r"```python\n(import asyncio.*?)```", (DOCS / "client.md").read_text(), re.DOTALL)
     assert len(script.strip().splitlines()) <= 10 + 1  # ten, and an empty line
-    device = gateway.add_device("scripted")
+    device = Device("scripted", KEY.hex())
     (tmp_path / "send.py").write_text(script)
     key_file = private(tmp_path / "key", device.key)
     done = subprocess.run(
@@ -137,7 +141,7 @@ def _restart(gateway: Gateway, *, kill: bool) -> None:
 
 def test_a_client_left_with_messages_finds_them_again(gateway: Gateway, tmp_path: Path) -> None:
     """A device that was switched off before its gateway came back."""
-    device = gateway.add_device("offline")
+    device = Device("offline", KEY.hex())
 
     async def collect() -> None:
         store = FileStore(tmp_path / "store.db")
