@@ -243,7 +243,8 @@ class Link(asyncio.BufferedProtocol):
         error = self._error
         if error is None and not self._peer_finished:
             where = self._dialer.where
-            error = self._cut() if exc is None else DeviceError(f"the connection to {where} broke: {exc}")
+            broke = exc is not None and self._alive
+            error = DeviceError(f"the connection to {where} broke: {exc}") if broke else self._cut()
         if self._linger is not None:
             self._linger.cancel()
         self._transport = None

@@ -307,7 +307,7 @@ def _message_callback(trace: Trace) -> Any:
     """The C callback of one context that is traced. What `trace` raises is printed and goes no further."""
 
     @_ffi.callback("void(int, int, int, const void *, size_t, SSL *, void *)")  # type: ignore[untyped-decorator]  # cffi has no types
-    def callback(  # noqa: PLR0917 - OpenSSL's signature
+    def callback(
         sent: int, version: int, content_type: int, data: Any, size: int, _ssl: Any, _argument: Any
     ) -> None:
         trace(bool(sent), version, content_type, _ffi.buffer(data, size)[:])
