@@ -126,7 +126,13 @@ class Recipe:
 
     def run(self, *commands: str) -> str:
         """Run its commands, or others in their place; what they printed. They must end with 0."""
-        done = subprocess.run(
+        done = self.attempt(*commands)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def attempt(self, *commands: str) -> subprocess.CompletedProcess[str]:
+        """The same, however they end."""
+        return subprocess.run(
             ["/bin/sh", "-eu", "-c", "\n".join(commands) or self.commands],
             cwd=self.folder,
             env=self._environment,
@@ -137,8 +143,6 @@ class Recipe:
             text=True,
             check=False,
         )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
 
     def _programs(self) -> Path:
         folder = self.folder / "bin"

@@ -12,6 +12,7 @@ from gateway.registry.store import NewDevice
 from tests.interop.devices.conftest import Fleet
 from tests.support.recipes import Recipe, access_for, free_port, need_header, need_program, python313
 
+DOCS = Path(__file__).parents[3] / "docs" / "devices"
 NOT_EXECUTED = {"esp-idf", "zephyr"}
 LINES = {
     "openssl": (["openssl"], r"^ok 1$"),
@@ -92,11 +93,19 @@ def test_every_page_is_executed_or_says_that_it_is_not() -> None:
         assert ("Executed in" in page) == (name not in NOT_EXECUTED), name
 
 
+def test_the_overview_links_to_every_page() -> None:
+    rows = re.findall(
+        r"^\| \[([\w-]+)\]\(\1\.md\) \|.*\| (.*) \|$", (DOCS / "README.md").read_text(), re.MULTILINE
+    )
+    assert {name for name, _ in rows} == set(recipe_names())
+    assert {name for name, executed in rows if executed == "no"} == NOT_EXECUTED
+
+
 def test_the_headers_on_the_pages_are_what_a_bundle_writes() -> None:
     found = [
         block.text
         for name in NOT_EXECUTED
-        for block in blocks((Path("docs/devices") / f"{name}.md").read_text())
+        for block in blocks((DOCS / f"{name}.md").read_text())
         if block.file == "device.h"
     ]
     assert found == [c_header(EXAMPLE)] * len(NOT_EXECUTED)
