@@ -81,7 +81,8 @@ def add_device(
         typer.Option("--hash", help="Hash that the key is bound to in TLS 1.3; TLS 1.2 takes either."),
     ] = "sha256",
     qr: Annotated[
-        bool, typer.Option("--qr", help="Draw identity and key as a QR code too.", show_default=False)
+        bool,
+        typer.Option("--qr", help="Draw identity, key and address as a QR code too.", show_default=False),
     ] = False,
     client: Annotated[
         str | None,
@@ -104,7 +105,7 @@ def add_device(
         str | None,
         typer.Option(
             metavar="HOST",
-            help="Where the device reaches the gateway, for --for and --bundle. Default: as the listener says.",
+            help="Where the device reaches the gateway, for --for, --bundle and --qr. Default: as the listener says.",
             show_default=False,
         ),
     ] = None,
@@ -122,7 +123,7 @@ def add_device(
     window = (_parse_time(not_before, "--not-before"), _parse_time(not_after, "--not-after"))
     settings = load_settings(config)
 
-    from gateway.cli.provision import Provisioning, draw_qr, try_commands, warnings
+    from gateway.cli.provision import Provisioning, try_commands, warnings
     from gateway.registry.identities import parse_key_hex, parse_networks
     from gateway.registry.store import NewDevice
 
@@ -173,7 +174,7 @@ def add_device(
         elif commands := try_commands(settings.listeners, added, key_file):
             print("To try it while the gateway runs:", *commands, sep="\n  ")
     if qr:
-        draw_qr(added)
+        provisioning.draw_qr(added, hash_name)
     for path in provisioning.write(added, hash_name):
         remark(f"Wrote {path}.")
     for warning in warnings(settings.listeners, added):

@@ -17,7 +17,7 @@ from gateway.registry.store import AddedDevice
 from gateway.server.settings import Address, ListenerSettings
 from gateway.tls.profiles import DHE_PSK_SUITES, PROFILES, TLS13_SUITES, ProfileName
 
-__all__ = ["Provisioning", "draw_qr", "try_commands", "warnings"]
+__all__ = ["Provisioning", "try_commands", "warnings"]
 
 SMALL_CLIENT_IDENTITY_BYTES = 32  # tinydtls: DTLS_PSK_MAX_CLIENT_IDENTITY_LEN
 SMALL_CLIENT_KEY_BYTES = 32  # mbedTLS: MBEDTLS_PSK_MAX_LEN as built by default
@@ -69,6 +69,17 @@ class Provisioning:
     def write(self, device: AddedDevice, hash_name: PskHash) -> list[Path]:
         """Write the bundle, when one was asked for; the files that were written. Raises ConfigurationError."""
         return [] if self.folder is None else write_bundle(self.folder, self._access(device, hash_name))
+
+    def draw_qr(self, device: AddedDevice, hash_name: PskHash) -> None:
+        """Identity, key, hint and, when a listener serves the realm, host and port: JSON in a QR code of half blocks."""
+        content: dict[str, str | int] = {"identity": device.identity, "key": device.key.hex()}
+        if device.hint:
+            content["hint"] = device.hint
+        if _serving(self.listeners, device.realm) is not None:
+            access = self._access(device, hash_name)
+            content |= {"host": access.host, "port": access.port}
+        print()
+        segno.make_qr(json.dumps(content, separators=(",", ":"), ensure_ascii=False)).terminal(compact=True)
 
     def _access(self, device: AddedDevice, hash_name: PskHash) -> Access:
         """Where the device connects.
@@ -124,15 +135,6 @@ def _connect(listener: ListenerSettings, device: AddedDevice, key_file: Path | N
 def _address(listener: ListenerSettings) -> Address:
     host, port = listener.bind.host, listener.bind.port
     return Address(ANY_HOSTS.get(host, host), port)
-
-
-def draw_qr(device: AddedDevice) -> None:
-    """Identity, key and hint as a JSON object in a QR code, drawn with half blocks."""
-    content = {"identity": device.identity, "key": device.key.hex()} | (
-        {"hint": device.hint} if device.hint else {}
-    )
-    print()
-    segno.make_qr(json.dumps(content, separators=(",", ":"), ensure_ascii=False)).terminal(compact=True)
 
 
 def warnings(listeners: Sequence[ListenerSettings], device: AddedDevice) -> Iterator[str]:

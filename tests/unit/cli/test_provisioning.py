@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import segno
 from hypothesis import given, strategies as st
 
 from gateway.cli.bundle import c_header, c_text
@@ -111,6 +112,27 @@ def test_the_recipe_is_for_this_device(run: Run) -> None:
     shown = run("add-device", "8", "--for", "zephyr").out
     assert '#define PSKGW_IDENTITY "8"' in shown
     assert EXAMPLE.identity not in shown
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_provisioning_code_has_the_address(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    make_qr = segno.make_qr
+
+    def remember(content: str) -> object:
+        drawn.append(content)
+        return make_qr(content)
+
+    monkeypatch.setattr(segno, "make_qr", remember)
+    run("add-device", "m1", "--qr", "--host", "gw.example")
+    run("add-realm", "unserved", "--hint", "a hint")
+    run("add-device", "m2", "--realm", "unserved", "--qr")
+    codes = [json.loads(content) for content in drawn]
+    assert [sorted(code) for code in codes] == [
+        ["host", "identity", "key", "port"],
+        ["hint", "identity", "key"],
+    ]
+    assert (codes[0]["host"], codes[0]["port"], codes[1]["hint"]) == ("gw.example", 8883, "a hint")
 
 
 @pytest.mark.usefixtures("folder")
