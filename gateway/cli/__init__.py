@@ -29,6 +29,7 @@ FAMILIES = (
     "live",
     "connect",
     "tunnel",
+    "simulate",
 )
 """The modules of this package that bring commands, in the order of `--help`."""
 

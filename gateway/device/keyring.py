@@ -19,7 +19,7 @@ from gateway.errors import ConfigurationError, DeviceRefused, RegistryRefused
 from gateway.registry.identities import check_key, parse_hint, parse_identity, parse_key_hex
 from gateway.registry.sealing import Key
 
-__all__ = ["DeviceKey", "KeyRing", "read_key_file"]
+__all__ = ["DeviceKey", "KeyRing", "check_private", "read_key_file"]
 
 _FILE_BYTES_MAX: Final = 64 * 1024
 _FIELDS: Final = frozenset({"hint", "identity", "key", "key_file", "hash", "default"})
@@ -113,16 +113,21 @@ def read_key_file(path: Path) -> Key:
         raise ConfigurationError(f"key file {path}: {exc}") from exc
 
 
+def check_private(path: Path, what: str) -> None:
+    """Raise ConfigurationError for a file that others may read; a pipe or a terminal is nobody else's anyway."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077 and path.is_file():
+        raise ConfigurationError(
+            f"{what} {path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`, "
+            "and think about a new key"
+        )
+
+
 def _read_private(path: Path, what: str) -> str:
-    """A short file that only its owner may read; a pipe or a terminal is nobody else's anyway."""
+    """A short file that only its owner may read."""
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if mode & 0o077 and path.is_file():
-                raise ConfigurationError(
-                    f"{what} {path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`, "
-                    "and think about a new key"
-                )
+            check_private(path, what)
             raw = file.read(_FILE_BYTES_MAX + 1)
     except OSError as exc:
         raise ConfigurationError(f"{what} {path} cannot be read: {exc.strerror}") from exc

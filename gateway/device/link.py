@@ -90,13 +90,13 @@ class Dialer:
             trace=self.trace,
         )
 
-    async def connect(self, owner: LinkOwner) -> "Link":
+    async def connect(self, owner: LinkOwner, ring: KeyRing | None = None) -> "Link":
         """Connect and prove the key. Raises DeviceRefused or DeviceError that says what went wrong and what to do.
 
-        Cancelling leaves nothing open.
+        `ring` is for one who has many devices to connect on one context. Cancelling leaves nothing open.
         """
         loop = asyncio.get_running_loop()
-        link = Link(self, owner, loop)
+        link = Link(self, ring or self.ring, owner, loop)
         try:
             async with asyncio.timeout(self.timeout_s):
                 await loop.create_connection(lambda: link, self.host, self.port)
@@ -122,12 +122,15 @@ class Link(asyncio.BufferedProtocol):
     """A connection that `Dialer.connect` opened."""
 
     __slots__ = (
-        "_alive", "_dialer", "_error", "_finished", "_linger", "_loop", "_owner", "_peer_finished", "_reading", "_session", "_transport",
+        "_alive", "_dialer", "_error", "_finished", "_linger", "_loop", "_owner", "_peer_finished", "_reading", "_ring", "_session", "_transport",
         "cipher", "hint", "identity", "opened", "version",
     )  # fmt: skip
 
-    def __init__(self, dialer: Dialer, owner: LinkOwner, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, dialer: Dialer, ring: KeyRing, owner: LinkOwner, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._dialer = dialer
+        self._ring = ring
         self._owner = owner
         self._session: ClientSession | None = None
         self._transport: asyncio.Transport | None = None
@@ -272,7 +275,7 @@ class Link(asyncio.BufferedProtocol):
     def _choose_key(self, hint: bytes | None) -> tuple[bytes, bytes, str]:
         if hint is not None:
             self.hint = hint.decode("utf-8", "replace")
-        chosen = self._dialer.ring.key_for(self.hint)
+        chosen = self._ring.key_for(self.hint)
         self.identity = chosen.identity
         return chosen.identity.encode("utf-8"), chosen.key.reveal(), chosen.hash_name
 
@@ -340,7 +343,7 @@ class Link(asyncio.BufferedProtocol):
 
     def _offered(self) -> str:
         """A remark for a ring that had to guess."""
-        if len(self._dialer.ring.keys) == 1 or self.hint is not None:
+        if len(self._ring.keys) == 1 or self.hint is not None:
             return ""
         return (
             f" (there was no hint, so the default key of the ring was offered, {self.identity}: where a hint chooses, "

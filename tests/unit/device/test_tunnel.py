@@ -43,6 +43,12 @@ async def tunnelled(
         assert not tunnel.connections
 
 
+async def closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 - any condition, not an event
@@ -55,8 +61,7 @@ def test_many_clients_at_once_full_duplex(run_async: RunAsync) -> None:
         data = bytes([number]) * 300_000
         writer.write(data)
         assert await reader.readexactly(len(data)) == data
-        writer.close()
-        await writer.wait_closed()
+        await closed(writer)
 
     async def scenario() -> None:
         async with psk_server(server(echo)) as peer, tunnelled(peer.port) as (tunnel, port):
@@ -87,7 +92,7 @@ def test_each_direction_ends_on_its_own(run_async: RunAsync) -> None:
             await until(lambda: first.finished)
             assert first.received == b"and the rest"
             await until(lambda: not first.live)
-            writer.close()
+            await closed(writer)
 
     run_async(scenario())
 
@@ -101,7 +106,7 @@ def test_a_cut_is_never_an_orderly_end(run_async: RunAsync) -> None:
             with pytest.raises(ConnectionResetError):
                 await reader.read()
             await until(lambda: not tunnel.connections)
-            writer.close()
+            await closed(writer)
 
     run_async(scenario())
 
@@ -143,7 +148,7 @@ def test_a_server_that_does_not_read_stops_the_client(run_async: RunAsync) -> No
             assert connection._link.waiting_bytes < 1_000_000
             peer.live[0].transport.resume_reading()
             await writer.drain()
-            writer.close()
+            await closed(writer)
             await until(lambda: len(peer.conversations[0].received) == sent)
 
     run_async(scenario())
@@ -164,7 +169,7 @@ def test_a_client_that_does_not_read_stops_the_server(run_async: RunAsync) -> No
             assert connection._plain is not None
             assert connection._plain.get_write_buffer_size() < 1_000_000
             assert len(await reader.readexactly(sent)) == sent
-            writer.close()
+            await closed(writer)
 
     run_async(scenario())
 
@@ -180,7 +185,7 @@ def test_a_client_waits_for_a_gateway_that_comes_back(run_async: RunAsync) -> No
             await asyncio.sleep(0.3)
             async with psk_server(peer, port):
                 assert await reader.readexactly(5) == b"early"
-                writer.close()
+                await closed(writer)
 
     run_async(scenario())
 
@@ -200,7 +205,7 @@ def test_a_client_without_a_link_is_cut(run_async: RunAsync, why: str) -> None:
                 with pytest.raises(ConnectionResetError):
                     await reader.read()
                 await until(lambda: not tunnel.connections)
-                writer.close()
+                await closed(writer)
 
     run_async(scenario())
 
@@ -216,8 +221,8 @@ def test_more_clients_than_allowed_are_turned_away(run_async: RunAsync) -> None:
             other, other_writer = await asyncio.open_connection("127.0.0.1", port)
             with contextlib.suppress(ConnectionResetError):
                 assert await other.read() == b""
-            writer.close()
-            other_writer.close()
+            await closed(writer)
+            await closed(other_writer)
 
     run_async(scenario())
 
@@ -232,7 +237,7 @@ def test_the_end_of_the_tunnel_is_an_orderly_one(run_async: RunAsync) -> None:
                 await reader.readexactly(1)
             assert await reader.read() == b""
             await until(lambda: peer.conversations[0].finished)
-            writer.close()
+            await closed(writer)
 
     run_async(scenario())
 
