@@ -75,7 +75,7 @@ def test_nothing_is_lost_or_told_twice_over_restarts_of_the_gateway(tmp_path: Pa
     device = gateway.add_device("meter-7")
     port = _fixed_port(gateway)
     told: dict[str, int] = {}
-    count = 3000
+    count = 1500
 
     async def send_all() -> None:
         settings = ClientSettings(back_off_first_s=0.05, back_off_longest_s=0.2, in_flight_max=64)
