@@ -93,8 +93,9 @@ async def _converse(dialer: "Dialer", stall_s: float) -> None:
 
     client = await DeviceClient.dial(dialer)
     hint = f", hint {client.hint}" if client.hint else ""
+    chosen = f", identity {client.identity}" if len(dialer.ring.keys) > 1 else ""
     print(
-        f"connected to {dialer.where} as {client.identity}: {client.version}, {client.cipher}{hint}",
+        f"connected to {dialer.where}: {client.version}, {client.cipher}{hint}{chosen}",
         file=sys.stderr,
         flush=True,
     )

@@ -1,12 +1,15 @@
 """What `connect`, `tunnel` and `simulate` share: the gateway's address, and who the device is."""
 
+import getpass
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gateway.cli.options import TEXT_BYTES_MAX
 from gateway.errors import ConfigurationError, DeviceError
 
 if TYPE_CHECKING:
@@ -140,13 +143,13 @@ def raise_file_limit(wanted: int) -> None:
 
 
 def read_line() -> str:
-    """The first line of stdin, and not a byte more: what follows is somebody else's."""
+    """The first line of stdin, byte by byte: what stands behind it is somebody else's, and not for a buffer here."""
     try:
         descriptor = sys.stdin.fileno()
     except OSError:  # stdin is no file: a test's
         return sys.stdin.readline()
-    line = bytearray()
-    while (byte := os.read(descriptor, 1)) and byte != b"\n":
+    line = b""
+    while len(line) < TEXT_BYTES_MAX and (byte := os.read(descriptor, 1)) not in (b"", b"\n"):
         line += byte
     return line.decode("utf-8", "replace")
 
@@ -161,6 +164,11 @@ def _read_key(key_file: str | None) -> "Key":
         return parse_key_hex(read_line())
     if text := os.environ.get("PSKGW_KEY"):
         return parse_key_hex(text)
-    if not sys.stdin.isatty():
-        raise ConfigurationError("there is no key: give --key-file FILE, --key-file - or $PSKGW_KEY")
-    return parse_key_hex(str(typer.prompt("Key (hex)", hide_input=True, err=True)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            return parse_key_hex(getpass.getpass("Key (hex): "))
+        except getpass.GetPassWarning:
+            raise ConfigurationError(
+                "there is no terminal to ask for the key: give --key-file FILE, or set PSKGW_KEY"
+            ) from None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gateway.registry.store import Registry
 
 __all__ = [
+    "TEXT_BYTES_MAX",
     "ConfigOption",
     "JsonOption",
     "LabelOption",

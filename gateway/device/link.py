@@ -249,8 +249,14 @@ class Link(asyncio.BufferedProtocol):
         error = self._error
         if error is None and not self._peer_finished:
             where = self._dialer.where
-            broke = exc is not None and self._alive
-            error = DeviceError(f"the connection to {where} broke: {exc}") if broke else self._cut()
+            if exc is None:
+                error = self._cut()
+            elif self._alive:
+                error = DeviceError(f"the connection to {where} broke: {exc}")
+            else:
+                error = DeviceError(
+                    f"the connection broke in the handshake ({exc}): is {where} a TLS-PSK listener?"
+                )
         if self._linger is not None:
             self._linger.cancel()
         self._transport = None
@@ -357,7 +363,7 @@ class Link(asyncio.BufferedProtocol):
 def _refusal(error: TlsFailure) -> str:
     alert = error.alert_received
     if alert is None:
-        return f"is not a TLS server, or speaks another TLS ({error}): check host and port"
+        return f"speaks no TLS that this client knows ({error}): this is not a TLS-PSK server, check host and port"
     return _ALERTS.get(alert, f"ended the handshake ({error}): its log says why")
 
 

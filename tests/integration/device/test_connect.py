@@ -58,7 +58,7 @@ def test_lines_are_acknowledged(gateway: Gateway, key: Path, tls: str, hint: str
     done = connect(gateway.port(), "--key-file", key, "--tls", tls, "--hint", "north", lines="21.5\n21.6\n")
     assert (done.returncode, done.stdout) == (0, "ok 1\nok 2\n")
     assert re.fullmatch(
-        rf"connected to 127\.0\.0\.1:{gateway.port()} as meter-7: TLSv{tls}, [A-Z0-9_-]+{hint}\n", done.stderr
+        rf"connected to 127\.0\.0\.1:{gateway.port()}: TLSv{tls}, [A-Z0-9_-]+{hint}\n", done.stderr
     )
 
 
@@ -105,7 +105,7 @@ def test_a_ring_has_the_key_for_the_hint(gateway: Gateway, key: Path, tmp_path: 
     target = f"127.0.0.1:{gateway.port()}"
     done = gatewayctl("connect", target, "--key-ring", path, "--tls", "1.2", input="x\n")
     assert (done.returncode, done.stdout) == (0, "ok 1\n")
-    assert "as meter-7: TLSv1.2" in done.stderr
+    assert re.search(r": TLSv1\.2, [A-Z0-9-]+, hint north, identity meter-7\n", done.stderr)
 
     # TLS 1.3 has no hint: the default key is offered, which is the wrong one here.
     said = refused(gatewayctl("connect", target, "--key-ring", path, input="x\n", check=False))
@@ -163,7 +163,8 @@ def test_a_server_with_a_certificate_only(start: Start, tmp_path: Path, key: Pat
 
 
 def test_a_server_that_is_no_tls_server(start: Start, key: Path, broker: int) -> None:
-    assert "closed the connection during the handshake" in refused(connect(broker, "--key-file", key))
+    said = refused(connect(broker, "--key-file", key))
+    assert "closed the connection during the handshake" in said or "broke in the handshake" in said
     with socket.create_server(("127.0.0.1", 0)) as web:
         process = start("connect", f"127.0.0.1:{web.getsockname()[1]}", "--identity", "x", "--key-file", key)
         connection, _ = web.accept()
@@ -172,7 +173,7 @@ def test_a_server_that_is_no_tls_server(start: Start, key: Path, broker: int) ->
         _, said = process.communicate(timeout=20)
         connection.close()
     assert process.returncode == 1
-    assert "is not a TLS server, or speaks another TLS" in said
+    assert "this is not a TLS-PSK server" in said
 
 
 def test_a_key_file_that_others_may_read(key: Path) -> None:
