@@ -14,7 +14,9 @@
     |   '-- SpoolDamaged          what was read is not what was written
     |-- LimitReached         a bound of ours: nobody is to blame
     |-- ConfigurationError   gateway.toml, environment, files and ports named there
-    |-- DeviceError          the device's own end: it could not connect, or was refused
+    |-- DeviceError          the device's own end: it could not connect, or the gateway ended the session
+    |   |-- DeviceRefused         the gateway did not prove the key, or did not believe ours: trying again rarely helps
+    |   '-- MessageRefused        the gateway answered one message with an error
     '-- ControlError         the control socket of a running gateway
 
 Every text is one line that says what is wrong and, to a user, what to do. None holds a key.
@@ -30,8 +32,10 @@ __all__ = [
     "ConfigurationError",
     "ControlError",
     "DeviceError",
+    "DeviceRefused",
     "GatewayError",
     "LimitReached",
+    "MessageRefused",
     "PeerError",
     "PeerFault",
     "RegistryError",
@@ -133,6 +137,21 @@ class ConfigurationError(GatewayError):
 
 class DeviceError(GatewayError):
     """A device's client could not connect, or the gateway ended the session."""
+
+
+class DeviceRefused(DeviceError):
+    """One end refuses the other: wrong identity, key, hint or suite, or no TLS-PSK gateway at all."""
+
+
+class MessageRefused(DeviceError):
+    """The gateway answered one message with an error; `reason` is its word (`too_long`, `invalid`, ...)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the gateway refused the message: {self.reason}"
 
 
 class ControlError(GatewayError):

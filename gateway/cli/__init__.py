@@ -31,6 +31,8 @@ FAMILIES = (
     "dead_letters",
     "commands",
     "connect",
+    "tunnel",
+    "simulate",
 )
 """The modules of this package that bring commands, in the order of `--help`."""
 

@@ -4,7 +4,7 @@ import datetime as dt
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -76,9 +76,39 @@ def add_device(
             show_default=False,
         ),
     ] = None,
+    hash_name: Annotated[
+        Literal["sha256", "sha384"],
+        typer.Option("--hash", help="Hash that the key is bound to in TLS 1.3; TLS 1.2 takes either."),
+    ] = "sha256",
     qr: Annotated[
-        bool, typer.Option("--qr", help="Draw identity and key as a QR code too.", show_default=False)
+        bool,
+        typer.Option("--qr", help="Draw identity, key and address as a QR code too.", show_default=False),
     ] = False,
+    client: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="CLIENT",
+            help="Print how to connect with this client: openssl, mosquitto, esp-idf, zephyr, ...",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write what the device needs into this folder: JSON, C header, CSV for ESP-IDF's NVS.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="Where the device reaches the gateway, for --for, --bundle and --qr. Default: as the listener says.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,7 +123,7 @@ def add_device(
     window = (_parse_time(not_before, "--not-before"), _parse_time(not_after, "--not-after"))
     settings = load_settings(config)
 
-    from gateway.cli.provision import draw_qr, try_commands, warnings
+    from gateway.cli.provision import Provisioning, try_commands, warnings
     from gateway.registry.identities import parse_key_hex, parse_networks
     from gateway.registry.store import NewDevice
 
@@ -113,10 +143,14 @@ def add_device(
         not_before=window[0],
         not_after=window[1],
         networks=parse_networks(allow_from or ()),
+        hash=hash_name,
     )
+    provisioning = Provisioning(settings.listeners, settings.node.name, host, client, bundle)
+    provisioning.check(realm)
     with open_registry(settings) as registry:
         added = registry.add_device(new)
 
+    recipe = provisioning.recipe(added, hash_name)
     document = {
         "realm": added.realm,
         "device": added.device,
@@ -125,19 +159,24 @@ def add_device(
         "hint": added.hint,
         "group": added.group,
         "labels": added.labels,
+        "hash": new.hash,
         "not_before": rfc3339(window[0]),
         "not_after": rfc3339(window[1]),
         "allow_from": list(new.networks),
     }
     if as_json:
-        print_json(document)
+        print_json(document | ({"recipe": recipe} if recipe else {}))
     else:
         print_fields((name.replace("_", " "), _text(value)) for name, value in document.items())
         print("\nThe key is not shown again.")
-        if commands := try_commands(settings.listeners, added, key_file):
+        if recipe:
+            print(f"\n{recipe}")
+        elif commands := try_commands(settings.listeners, added, key_file):
             print("To try it while the gateway runs:", *commands, sep="\n  ")
     if qr:
-        draw_qr(added)
+        provisioning.draw_qr(added, hash_name)
+    for path in provisioning.write(added, hash_name):
+        remark(f"Wrote {path}.")
     for warning in warnings(settings.listeners, added):
         warn(warning)
 

@@ -26,12 +26,20 @@ def add_realm(
             show_default=False,
         ),
     ] = None,
+    record_bytes_max: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Most plaintext bytes of a TLS record to its devices, for small receive buffers. Default: 16384.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Add a realm."""
     with open_registry(load_settings(config)) as registry:
-        realm = registry.add_realm(name, hint=hint)
+        realm = registry.add_realm(name, hint=hint, record_bytes_max=record_bytes_max)
     if as_json:
         print_json(_document(realm))
     else:
@@ -47,10 +55,21 @@ def list_realms(config: ConfigOption = None, as_json: JsonOption = False) -> Non
         print_json([_document(realm) for realm in realms])
     else:
         rows = [
-            (realm.name, realm.hint, rfc3339(realm.created_at.replace(microsecond=0))) for realm in realms
+            (
+                realm.name,
+                realm.hint,
+                None if realm.record_bytes_max is None else str(realm.record_bytes_max),
+                rfc3339(realm.created_at.replace(microsecond=0)),
+            )
+            for realm in realms
         ]
-        print_table(("realm", "hint", "added"), rows)
+        print_table(("realm", "hint", "record bytes", "added"), rows)
 
 
 def _document(realm: "Realm") -> dict[str, Any]:
-    return {"realm": realm.name, "hint": realm.hint, "created_at": rfc3339(realm.created_at)}
+    return {
+        "realm": realm.name,
+        "hint": realm.hint,
+        "record_bytes_max": realm.record_bytes_max,
+        "created_at": rfc3339(realm.created_at),
+    }

@@ -148,8 +148,10 @@ def credential_states(connection: Connection, now: float) -> dict[str, int]:
 def realms(connection: Connection) -> list[RealmRecord]:
     """Every realm, by id."""
     table = schema.realms.c
-    rows = connection.execute(select(table.id, table.name, table.hint).order_by(table.id))
-    return [RealmRecord(row.id, row.name, row.hint) for row in rows]
+    rows = connection.execute(
+        select(table.id, table.name, table.hint, table.record_bytes_max).order_by(table.id)
+    )
+    return [RealmRecord(*row) for row in rows]
 
 
 def secrets(connection: Connection) -> dict[str, bytes]:

@@ -19,6 +19,7 @@ __all__ = [
     "KEY_BYTES_MAX",
     "KEY_BYTES_MIN",
     "check_key",
+    "check_record_bytes",
     "is_identity",
     "parse_device_name",
     "parse_group",
@@ -33,6 +34,7 @@ __all__ = [
 IDENTITY_BYTES_MAX = 128
 KEY_BYTES_MIN = 16
 KEY_BYTES_MAX = 64
+_RECORD_BYTES = range(64, 16384 + 1)  # RFC 8449 section 4 has the same bounds
 _NAME_CHARACTERS_MAX = 64
 _LABEL_VALUE_CHARACTERS_MAX = 256
 _LABELS_MAX = 32
@@ -83,6 +85,15 @@ def check_key(key: Key) -> Key:
     if len(key) > KEY_BYTES_MAX:
         raise RegistryRefused(f"the key has {len(key)} bytes: at most {KEY_BYTES_MAX} are allowed")
     return key
+
+
+def check_record_bytes(size: int) -> int:
+    """A bound for the plaintext of TLS records, when it is one."""
+    if size not in _RECORD_BYTES:
+        raise RegistryRefused(
+            f"records of {size} bytes: from {_RECORD_BYTES.start} to {_RECORD_BYTES.stop - 1} are possible"
+        )
+    return size
 
 
 def parse_realm_name(text: str) -> str:

@@ -23,6 +23,8 @@ class Realm:
     name: str
     hint: str | None
     created_at: dt.datetime
+    record_bytes_max: int | None = None
+    """Most plaintext bytes of a TLS record to its devices (None: what TLS allows)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,11 @@ class DeviceFilter:
 
 def realms_by_name(connection: Connection) -> list[Realm]:
     table = schema.realms.c
-    rows = connection.execute(select(table.id, table.name, table.hint, table.created_at).order_by(table.name))
+    rows = connection.execute(
+        select(table.id, table.name, table.hint, table.created_at, table.record_bytes_max).order_by(
+            table.name
+        )
+    )
     return [Realm(*row) for row in rows]
 
 

@@ -19,6 +19,8 @@ class RealmRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     id: int
     name: str
     hint: str | None
+    record_bytes_max: int | None = None
+    """Most plaintext bytes of a record to its devices; None: what TLS allows."""
 
 
 class CredentialRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):

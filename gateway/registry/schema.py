@@ -41,7 +41,7 @@ __all__ = [
     "secrets",
 ]
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The migration that this program knows; their names are numbers, so that older and newer can be told."""
 
 _MARIADB_BYTEWISE = "utf8mb4_nopad_bin"
@@ -103,6 +103,7 @@ realms = Table(
     Column("name", _bytewise(64), nullable=False),
     Column("hint", _bytewise(128)),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("record_bytes_max", Integer),
     UniqueConstraint("name"),
     sqlite_autoincrement=True,
 )

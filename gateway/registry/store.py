@@ -115,15 +115,22 @@ class Registry:
 
     # Writes
 
-    def add_realm(self, name: str, *, hint: str | None = None) -> Realm:
+    def add_realm(self, name: str, *, hint: str | None = None, record_bytes_max: int | None = None) -> Realm:
         """Add a realm.
 
+        Args:
+            name: 1 to 64 characters.
+            hint: the TLS 1.2 identity hint, 1 to 128 bytes.
+            record_bytes_max: most plaintext bytes of a record to its devices, 64 to 16384.
+
         Raises:
-            RegistryRefused: name or hint are invalid, or the name is taken.
+            RegistryRefused: a value is invalid, or the name is taken.
 
         """
         name = identities.parse_realm_name(name)
         hint = None if hint is None else identities.parse_hint(hint)
+        if record_bytes_max is not None:
+            identities.check_record_bytes(record_bytes_max)
 
         def work(connection: Connection) -> Realm:
             if _find_realm(connection, name) is not None:
@@ -131,13 +138,16 @@ class Registry:
             created_at = self._now()
             try:
                 result = connection.execute(
-                    insert(schema.realms).values(name=name, hint=hint, created_at=created_at)
+                    insert(schema.realms).values(
+                        name=name, hint=hint, created_at=created_at, record_bytes_max=record_bytes_max
+                    )
                 )
             except IntegrityError as exc:
                 raise RegistryRefused(f"realm {name!r} is there already") from exc
             realm_id = _new_id(result.inserted_primary_key)
-            self._record(connection, Entry("realm", realm_id, realm_id, "add-realm", name, {"hint": hint}))
-            return Realm(realm_id, name, hint, created_at)
+            detail = {"hint": hint, "record_bytes_max": record_bytes_max}
+            self._record(connection, Entry("realm", realm_id, realm_id, "add-realm", name, detail))
+            return Realm(realm_id, name, hint, created_at, record_bytes_max)
 
         return write(self._opened(), work)
 

@@ -44,7 +44,10 @@ class Listener:
 
     def contexts_for(self, realm: RealmRecord | None) -> RealmContexts:
         """The contexts of a realm; without one, those without a hint, where every identity is unknown."""
-        return self._contexts.contexts(self._profile, None if realm is None else realm.hint, self._alpn)
+        hint, record_bytes_max = (None, None) if realm is None else (realm.hint, realm.record_bytes_max)
+        return self._contexts.contexts(
+            self._profile, hint, self._alpn, record_bytes_max, self._settings.allow_dhe_psk
+        )
 
     def count_handshake(self, outcome: Outcome, tls_version: str, cipher: str) -> None:
         """Count one handshake that ended."""

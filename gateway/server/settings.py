@@ -231,7 +231,7 @@ class AdminSettings(Settings):
     ] = Address("127.0.0.1", 9464)
 
 
-Profile = Literal["modern", "compatible"]
+Profile = Literal["modern", "compatible", "constrained"]
 
 
 class ListenerSettings(Settings):
@@ -249,9 +249,18 @@ class ListenerSettings(Settings):
         Profile,
         Field(
             description="Cipher suites on offer. `modern`: only with forward secrecy. `compatible`: also plain PSK, "
-            "which is all that many small devices have, and last AES-CBC."
+            "which is all that many small devices have, and last AES-CBC. `constrained`: also PSK-AES128-CCM8, "
+            "which RFC 7925 asks devices for; its tags have 64 bits."
         ),
     ] = "compatible"
     realms_by_sni: dict[ServerName, RealmName] = Field(
         default_factory=dict, description="Realm by the server name (SNI) that a device sends."
     )
+    allow_dhe_psk: Annotated[
+        bool,
+        Field(
+            description="Take finite-field DHE-PSK suites too, from devices that offer nothing better. RFC 10015 "
+            "forbids them, and each such handshake costs 18 times the CPU of a plain one, half of it before the "
+            "device is known: only for a fleet that has nothing else."
+        ),
+    ] = False

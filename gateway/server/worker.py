@@ -212,7 +212,7 @@ class Worker:
             self._lookup.publish(generation)
         except RegistryError as exc:
             raise ControlError(str(exc)) from exc
-        self._contexts.keep_hints(realm.hint for realm in self._lookup.realms.values())
+        self._contexts.keep((realm.hint, realm.record_bytes_max) for realm in self._lookup.realms.values())
         self._check_sessions(self._sessions, None)
         for session in self._sessions:
             self._commands.connected(session)
@@ -225,7 +225,9 @@ class Worker:
         self._lookup.replace_overlay(change.overlay)
         if change.realms:
             self._lookup.reload_realms()
-            self._contexts.keep_hints(realm.hint for realm in self._lookup.realms.values())
+            self._contexts.keep(
+                (realm.hint, realm.record_bytes_max) for realm in self._lookup.realms.values()
+            )
         self._check_sessions(self._sessions.of_devices(change.devices), change.committed_at)
         self._commands.changed(change.devices, self._sessions.of_devices(change.devices))
 

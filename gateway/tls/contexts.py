@@ -1,4 +1,4 @@
-"""Which context serves a ClientHello: one context per profile, hint, version and PSK hash.
+"""Which context serves a ClientHello: one per profile, hint, bound of records, version and PSK hash.
 
 OpenSSL's TLS 1.3 PSK callback runs before its SNI callback, so a context cannot be changed from inside the handshake:
 it is chosen from the scanned hello, before the SSL object exists. A context speaks one version, because a hello that
@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterable
 
 from gateway.tls.openssl import ServerContext, TlsVersion
-from gateway.tls.profiles import PROFILES, TLS13_SUITES, Profile, ProfileName
+from gateway.tls.profiles import DHE_PSK_SUITES, PROFILES, TLS13_SUITES, Profile, ProfileName
 
 __all__ = ["ContextStore", "RealmContexts"]
 
@@ -22,11 +22,27 @@ class RealmContexts:
     profile: Profile
     hint: str | None
     alpn: tuple[bytes, ...]
+    record_bytes_max: int | None = None
+    """Most plaintext bytes that a record of ours holds; None: what TLS allows."""
+    allow_dhe_psk: bool = False
 
     @functools.cached_property
     def tls12(self) -> ServerContext:
         """For hellos that can only, or must, be answered in TLS 1.2."""
-        return ServerContext(TlsVersion.TLS1_2, self.profile.tls12_suites, hint=self.hint, alpn=self.alpn)
+        return ServerContext(
+            TlsVersion.TLS1_2,
+            self.tls12_suites,
+            hint=self.hint,
+            alpn=self.alpn,
+            short_tags=self.profile.has_short_tags,
+            dhe=self.allow_dhe_psk,
+            record_bytes_max=self.record_bytes_max,
+        )
+
+    @property
+    def tls12_suites(self) -> tuple[str, ...]:
+        """The suites of TLS 1.2, by OpenSSL's names."""
+        return self.profile.tls12_suites + (DHE_PSK_SUITES if self.allow_dhe_psk else ())
 
     @functools.cached_property
     def _tls13(self) -> dict[str, ServerContext]:
@@ -35,32 +51,49 @@ class RealmContexts:
     @property
     def suites(self) -> list[str]:
         """All suites allowed, by OpenSSL's names, for the log."""
-        return [*TLS13_SUITES["sha256"], *TLS13_SUITES["sha384"], *self.profile.tls12_suites]
+        return [*TLS13_SUITES["sha256"], *TLS13_SUITES["sha384"], *self.tls12_suites]
 
     def tls13(self, hash_name: str) -> ServerContext:
         """For a TLS 1.3 hello whose chosen PSK is bound to `hash_name`, `sha256` or `sha384`."""
         context = self._tls13.get(hash_name)
         if context is None:
-            context = ServerContext(TlsVersion.TLS1_3, TLS13_SUITES[hash_name], alpn=self.alpn)
+            context = ServerContext(
+                TlsVersion.TLS1_3,
+                TLS13_SUITES[hash_name],
+                alpn=self.alpn,
+                record_bytes_max=self.record_bytes_max,
+            )
             self._tls13[hash_name] = context
         return context
 
 
+_Key = tuple[ProfileName, str | None, tuple[bytes, ...], int | None, bool]
+
+
 class ContextStore:
-    """All contexts of a worker. Realms with the same hint share theirs; a changed hint simply asks for other ones."""
+    """All contexts of a worker. Realms that differ in nothing here share theirs; a changed realm asks for other ones."""
 
     def __init__(self) -> None:
-        self._contexts: dict[tuple[ProfileName, str | None, tuple[bytes, ...]], RealmContexts] = {}
+        self._contexts: dict[_Key, RealmContexts] = {}
 
-    def contexts(self, profile: ProfileName, hint: str | None, alpn: tuple[bytes, ...]) -> RealmContexts:
-        """The contexts for this profile, hint and ALPN list (best first)."""
-        key = (profile, hint or None, alpn)
+    def contexts(
+        self,
+        profile: ProfileName,
+        hint: str | None,
+        alpn: tuple[bytes, ...],
+        record_bytes_max: int | None = None,
+        allow_dhe_psk: bool = False,
+    ) -> RealmContexts:
+        """The contexts for this profile, hint, ALPN list (best first), bound of records and DHE."""
+        key = (profile, hint or None, alpn, record_bytes_max, allow_dhe_psk)
         found = self._contexts.get(key)
         if found is None:
-            found = self._contexts[key] = RealmContexts(PROFILES[profile], hint or None, alpn)
+            found = self._contexts[key] = RealmContexts(
+                PROFILES[profile], hint or None, alpn, record_bytes_max, allow_dhe_psk
+            )
         return found
 
-    def keep_hints(self, hints: Iterable[str | None]) -> None:
-        """Forget the contexts of hints that no realm has any more."""
-        kept = {hint or None for hint in hints}
-        self._contexts = {key: value for key, value in self._contexts.items() if key[1] in kept}
+    def keep(self, realms: Iterable[tuple[str | None, int | None]]) -> None:
+        """Forget the contexts for hints and bounds of records that no realm has any more."""
+        kept = {(hint or None, record_bytes_max) for hint, record_bytes_max in realms}
+        self._contexts = {key: value for key, value in self._contexts.items() if (key[1], key[3]) in kept}

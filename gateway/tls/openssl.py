@@ -27,21 +27,35 @@ from OpenSSL import SSL
 
 from gateway.errors import ConfigurationError
 
-__all__ = ["ClientContext", "Engine", "ServerContext", "TlsFailure", "TlsVersion", "library_version"]
+__all__ = [
+    "RECORD_BYTES",
+    "ClientContext",
+    "Engine",
+    "ServerContext",
+    "TlsFailure",
+    "TlsVersion",
+    "library_version",
+]
 
 _binding = Binding()
 _lib: Final[Any] = _binding.lib
 _ffi: Final[Any] = _binding.ffi
 
 _SYMBOLS: Final = (
+    "BIO_free",
     "BIO_new",
+    "BIO_new_mem_buf",
     "BIO_read",
     "BIO_s_mem",
     "BIO_write",
     "Cryptography_SSL_SESSION_new",
+    "DH_free",
+    "PEM_read_bio_DHparams",
     "SSL_CIPHER_find",
     "SSL_CIPHER_get_name",
+    "SSL_CTX_set1_curves_list",
     "SSL_CTX_set_alpn_select_cb",
+    "SSL_CTX_set_msg_callback",
     "SSL_CTX_set_psk_client_callback",
     "SSL_CTX_set_psk_find_session_callback",
     "SSL_CTX_set_psk_server_callback",
@@ -59,7 +73,8 @@ if _missing:
         f"the installed `cryptography` lacks {', '.join(_missing)}: install a release whose OpenSSL has PSK"
     )
 
-_RECORD_BYTES: Final = 16384
+RECORD_BYTES: Final = 16384
+"""Most plaintext bytes of one record (RFC 8446 section 5.1)."""
 _SCRATCH_BYTES: Final = 256 * 1024
 """One process-wide buffer for decrypted bytes and one for records on their way out; used only within one call."""
 _BIO_BYTES_KEPT: Final = 4096
@@ -176,12 +191,41 @@ def _use_suites(context: SSL.Context, tls12: Sequence[str], tls13: Sequence[str]
         ) from exc
 
 
+_TLS12_GROUPS: Final = b"P-256:X25519:P-384:P-521:X448:ffdhe2048:ffdhe3072"
+"""P-256 stands first, at 4 us more per handshake: wolfSSL before 5.7.0 offers X25519 and fails on it in ECDHE-PSK."""
+_FFDHE2048: Final = b"""-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
+"""The group ffdhe2048 (RFC 7919 appendix A.1)."""
+
+
+def _use_dhe(context: Any) -> None:
+    """Give a context the group for clients that name none; those that do get theirs by RFC 7919 section 4."""
+    pem = _lib.BIO_new_mem_buf(_FFDHE2048, len(_FFDHE2048))
+    group = _lib.PEM_read_bio_DHparams(pem, _ffi.NULL, _ffi.NULL, _ffi.NULL)
+    _lib.BIO_free(pem)
+    assert group != _ffi.NULL, "our own constant"
+    accepted = _lib.SSL_CTX_set_tmp_dh(context, group)
+    _lib.DH_free(group)
+    if accepted != 1:
+        _lib.ERR_clear_error()
+        raise ConfigurationError("this OpenSSL takes no finite-field group: switch `allow_dhe_psk` off")
+
+
 class ServerContext:
     """The server's side of one version: suites, hint, application protocols.
 
     `version` is the only version spoken. `suites` are OpenSSL's names in order of preference. `hint` is the identity
     hint of TLS 1.2 (RFC 4279 section 2), 1 to 128 bytes, or None: an empty hint is never sent. `alpn` lists what is
-    accepted, best first (RFC 7301); a client whose protocols are all unknown goes on without one.
+    accepted, best first (RFC 7301); a client whose protocols are all unknown goes on without one. `short_tags` and
+    `dhe` say that `suites` has some of these kinds. `record_bytes_max` bounds the plaintext of the records sent, None is
+    16384; a maximum fragment length that the client asks for (RFC 6066 section 4) OpenSSL keeps by itself.
     """
 
     def __init__(
@@ -191,14 +235,22 @@ class ServerContext:
         *,
         hint: str | None = None,
         alpn: Sequence[bytes] = (),
+        short_tags: bool = False,
+        dhe: bool = False,
+        record_bytes_max: int | None = None,
     ) -> None:
         self.version = version
         self.suites = tuple(suites)
         self.alpn = tuple(alpn)
+        self._record_bytes = record_bytes_max or RECORD_BYTES
         self._context = _new_context(SSL.TLS_SERVER_METHOD, version, version)
         raw = self._context._context  # noqa: SLF001 - pyOpenSSL's documented way to extend a Context
         if version is TlsVersion.TLS1_2:
-            _use_suites(self._context, suites, ())
+            _use_suites(self._context, [*suites, *(["@SECLEVEL=0"] if short_tags else [])], ())
+            if _lib.SSL_CTX_set1_curves_list(raw, _TLS12_GROUPS) != 1:
+                _lib.ERR_clear_error()  # a build without one of them keeps its own list
+            if dhe:
+                _use_dhe(raw)
             _lib.SSL_CTX_set_psk_server_callback(raw, _psk_server_callback)
             if hint and _lib.SSL_CTX_use_psk_identity_hint(raw, hint.encode("utf-8")) != 1:
                 _lib.ERR_clear_error()
@@ -211,7 +263,7 @@ class ServerContext:
 
     def engine(self, find_key: "FindKey") -> "Engine":
         """A server engine that asks `find_key` for the key of an identity."""
-        engine = Engine(self._context, find_key=find_key, alpn=self.alpn)
+        engine = Engine(self._context, find_key=find_key, alpn=self.alpn, record_bytes=self._record_bytes)
         _lib.SSL_set_accept_state(engine.ssl)
         return engine
 
@@ -227,8 +279,11 @@ class ClientContext:
         lowest: TlsVersion = TlsVersion.TLS1_2,
         highest: TlsVersion = TlsVersion.TLS1_3,
         alpn: Sequence[bytes] = (),
+        trace: "Trace | None" = None,
     ) -> None:
         self._context = _new_context(SSL.TLS_CLIENT_METHOD, lowest, highest)
+        # No authority is trusted, so a server that shows a certificate in place of proving the key is refused.
+        self._context.set_verify(SSL.VERIFY_PEER)
         _use_suites(self._context, tls12, tls13)
         self._alpn = tuple(alpn)
         if alpn:
@@ -237,6 +292,9 @@ class ClientContext:
         _lib.SSL_CTX_set_psk_client_callback(raw, _psk_client_callback)
         if highest is TlsVersion.TLS1_3:
             _lib.SSL_CTX_set_psk_use_session_callback(raw, _psk_use_session_callback)
+        if trace is not None:
+            self._trace = _message_callback(trace)  # kept as long as the context may call it
+            _lib.SSL_CTX_set_msg_callback(raw, self._trace)
 
     def engine(self, choose_key: "ChooseKey", server_name: str | None = None) -> "Engine":
         """A client engine that asks `choose_key` what to offer, and names the server in SNI if given."""
@@ -245,6 +303,22 @@ class ClientContext:
             _lib.SSL_set_tlsext_host_name(engine.ssl, server_name.encode("idna"))
         _lib.SSL_set_connect_state(engine.ssl)
         return engine
+
+
+Trace = Callable[[bool, int, int, bytes], None]
+"""sent by us, wire version, content type, bytes: one message or record header in the clear, as OpenSSL's `-msg` has it."""
+
+
+def _message_callback(trace: Trace) -> Any:
+    """The C callback of one context that is traced. What `trace` raises is printed and goes no further."""
+
+    @_ffi.callback("void(int, int, int, const void *, size_t, SSL *, void *)")  # type: ignore[untyped-decorator]  # cffi has no types
+    def callback(
+        sent: int, version: int, content_type: int, data: Any, size: int, _ssl: Any, _argument: Any
+    ) -> None:
+        trace(bool(sent), version, content_type, _ffi.buffer(data, size)[:])
+
+    return callback
 
 
 FindKey = Callable[[bytes], tuple[bytes, str] | None]
@@ -267,6 +341,7 @@ class Engine:
         "_from_ssl",
         "_grown",
         "_into_ssl",
+        "_record_bytes",
         "choose_key",
         "error",
         "find_key",
@@ -282,7 +357,9 @@ class Engine:
         find_key: FindKey | None = None,
         choose_key: ChooseKey | None = None,
         alpn: tuple[bytes, ...] = (),
+        record_bytes: int = RECORD_BYTES,
     ) -> None:
+        self._record_bytes = record_bytes
         self._context = (
             context  # OpenSSL counts its own reference; this one keeps pyOpenSSL's callbacks alive
         )
@@ -339,7 +416,7 @@ class Engine:
             if result <= 0:
                 break
             filled += result
-            if filled > _SCRATCH_BYTES - _RECORD_BYTES:
+            if filled > _SCRATCH_BYTES - RECORD_BYTES:
                 return bytes(_ffi.buffer(_plain, filled))
         if filled:
             # A close or an error behind the data shows again at the next call.
@@ -355,7 +432,7 @@ class Engine:
         """Encrypt `data` whole; the records wait in `drain`. Raises TlsFailure after a failure or a close."""
         view = memoryview(data)
         while view:
-            piece = view[:_RECORD_BYTES]
+            piece = view[: self._record_bytes]
             result = _lib.SSL_write(self.ssl, _ffi.from_buffer(piece), len(piece))
             if result <= 0:
                 raise _failure()

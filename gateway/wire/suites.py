@@ -1,14 +1,19 @@
-"""Names of cipher suites, for the log line that says which suites a device offered.
+"""Names of cipher suites, for the log line that says which suites a device offered, and numbers for its firmware.
 
 The names are OpenSSL's, as profiles, `openssl ciphers` and the metrics use them.
 """
 
-__all__ = ["suite_name"]
+__all__ = ["suite_code", "suite_name"]
 
 
 def suite_name(code: int) -> str:
     """The name of a cipher suite; `0x1234` for one that is not in the table (GREASE values of RFC 8701 too)."""
     return _NAMES.get(code) or f"0x{code:04X}"
+
+
+def suite_code(name: str) -> int:
+    """The number of a cipher suite that is in the table."""
+    return next(code for code, known in _NAMES.items() if known == name)
 
 
 _NAMES = {

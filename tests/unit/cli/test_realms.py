@@ -5,8 +5,8 @@ from tests.support.commands import Run
 
 @pytest.mark.usefixtures("folder")
 def test_realms_are_added_and_listed(run: Run) -> None:
-    added = run("add-realm", "plant", "--hint", "plant hint", "--json").document
-    assert (added["realm"], added["hint"]) == ("plant", "plant hint")
+    added = run("add-realm", "plant", "--hint", "plant hint", "--record-bytes-max", "512", "--json").document
+    assert (added["realm"], added["hint"], added["record_bytes_max"]) == ("plant", "plant hint", 512)
     assert run("add-realm", "office").out == "Added realm office.\n"
 
     realms = run("list-realms", "--json").document
@@ -17,7 +17,7 @@ def test_realms_are_added_and_listed(run: Run) -> None:
     ]
     assert all(realm["created_at"].endswith("Z") for realm in realms)
     table = run("list-realms").out
-    assert table.splitlines()[0].split() == ["REALM", "HINT", "ADDED"]
+    assert table.splitlines()[0].split() == ["REALM", "HINT", "RECORD", "BYTES", "ADDED"]
     assert "plant hint" in table
 
 
@@ -30,6 +30,7 @@ def test_realms_are_added_and_listed(run: Run) -> None:
         (["r" * 65], "a realm name has 1 to 64 characters"),
         (["r", "--hint", ""], "the hint is empty"),
         (["r", "--hint", "h" * 129], "the hint has 129 bytes"),
+        (["r", "--record-bytes-max", "63"], "records of 63 bytes: from 64 to 16384 are possible"),
     ],
 )
 def test_what_cannot_be_is_refused(run: Run, arguments: list[str], message: str) -> None:

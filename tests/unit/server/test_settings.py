@@ -57,7 +57,7 @@ def test_every_setting_says_what_it_is_for() -> None:
             assert field.description, f"{model.__name__}.{name}"
 
 
-@pytest.mark.parametrize("key", ["proxy_protocol_from", "allow_dhe_psk"])
+@pytest.mark.parametrize("key", ["proxy_protocol_from"])
 def test_what_does_not_work_yet_is_refused(key: str) -> None:
     with pytest.raises(ValidationError, match="extra_forbidden"):
         ListenerSettings.model_validate({"name": "tls", "bind": "127.0.0.1:0", key: []})

@@ -22,7 +22,9 @@ def test_contexts_are_shared_by_hint() -> None:
 def test_contexts_of_gone_hints_are_forgotten() -> None:
     store = ContextStore()
     kept, gone = (store.contexts(ProfileName.COMPATIBLE, hint, ()) for hint in ("kept", "gone"))
-    store.keep_hints(["kept", None])
+    small = store.contexts(ProfileName.COMPATIBLE, "kept", (), 512)
+    store.keep([("kept", None), (None, None)])
+    assert store.contexts(ProfileName.COMPATIBLE, "kept", (), 512) is not small
     assert store.contexts(ProfileName.COMPATIBLE, "kept", ()) is kept
     assert store.contexts(ProfileName.COMPATIBLE, "gone", ()) is not gone
 
