@@ -104,6 +104,7 @@ def test_a_backend_that_takes_its_time_is_waited_for(tmp_path: Path, asyncio_onl
             stopping = _stop_in_background(gateway)
             gateway.wait_for_event("session_stopped")
             time.sleep(DRAIN_S / 2)  # so long does the backend take
+            assert gateway.output_events() == []
             release()
             assert device.receive_lines(11) == [*(f"ok {n}" for n in range(1, 11)), ""]
             assert device.end is End.NOTIFIED

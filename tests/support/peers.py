@@ -15,7 +15,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -31,6 +31,7 @@ __all__ = [
     "Peer",
     "Record",
     "Side",
+    "Version",
     "WireTap",
     "gnutls_cli",
     "mosquitto_pub",
@@ -71,10 +72,15 @@ def program(name: str) -> str:
 class Peer:
     """A running program that is talked to. Its stdout and stderr are one text, `output`."""
 
-    def __init__(self, *command: object) -> None:
+    def __init__(self, *command: object, environment: Mapping[str, str] | None = None) -> None:
         self.command = [str(part) for part in command]
         self._process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            env=os.environ | (environment or {}),
         )
         self._received = bytearray()
         self._expected_to = 0
@@ -196,6 +202,7 @@ def gnutls_cli(port: int, device: Device, priority: str) -> Peer:
 
 # Mosquitto
 
+Version = Literal["TLSv1.2", "TLSv1.3"]
 BY_LINES: Final = ("stdbuf", "--output=L")
 """Of coreutils: without it a C program whose stdout is no terminal says nothing before its end."""
 
@@ -246,18 +253,25 @@ def plain_mosquitto_sub(broker: Mosquitto, *options: object) -> Peer:
     return Peer(*BY_LINES, program("mosquitto_sub"), "-d", "-h", "127.0.0.1", "-p", broker.port, *options)
 
 
-def mosquitto_sub(port: int, device: Device, *options: object) -> Peer:
+def mosquitto_sub(port: int, device: Device, *options: object, highest: Version = "TLSv1.3") -> Peer:
     """`mosquitto_sub` as that device; with -d, so that it tells when it is subscribed."""
-    return Peer(*BY_LINES, program("mosquitto_sub"), "-d", *_mosquitto(port, device), *options)
+    command = (*BY_LINES, program("mosquitto_sub"), "-d", *_mosquitto(port, device))
+    return Peer(*command, *options, environment=_up_to(highest))
 
 
-def mosquitto_pub(port: int, device: Device, *options: object) -> Peer:
+def mosquitto_pub(port: int, device: Device, *options: object, highest: Version = "TLSv1.3") -> Peer:
     """`mosquitto_pub` as that device."""
-    return Peer(program("mosquitto_pub"), "-d", *_mosquitto(port, device), *options)
+    command = (program("mosquitto_pub"), "-d", *_mosquitto(port, device))
+    return Peer(*command, *options, environment=_up_to(highest))
 
 
 def _mosquitto(port: int, device: Device) -> tuple[object, ...]:
     return ("-h", "127.0.0.1", "-p", port, "--psk", device.key, "--psk-identity", device.identity)
+
+
+def _up_to(highest: Version) -> dict[str, str]:
+    """Their `--tls-version` is the lowest that they speak; the highest is OpenSSL's to say."""
+    return {} if highest == "TLSv1.3" else {"OPENSSL_CONF": str(Path(__file__).with_name("tls12.cnf"))}
 
 
 # The wire
