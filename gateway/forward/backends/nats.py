@@ -9,11 +9,13 @@ messages of one connection in order.
 """
 
 import asyncio
+import errno
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self
 
+import msgspec
 from pydantic import Field, model_validator
 
 from gateway.errors import BackendUnavailable
@@ -38,7 +40,7 @@ from gateway.forward.template import Rules, Template
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
-    from nats.js import JetStreamContext
+    from nats.aio.msg import Msg
 
 __all__ = ["NatsBackend", "NatsSettings", "connect_nats"]
 
@@ -49,8 +51,6 @@ SUBJECT_RULES = Rules(
     legal=r"[^\s.*>]+(\.[^\s.*>]+)*",
     legal_text="levels are separated by single dots, without white space and wildcards",
 )
-PENDING_MAX: Final = 65_536
-"""Acknowledgements that may be awaited; far above any batch, so that sending never waits for one."""
 
 
 class NatsSettings(CredentialSettings, TlsSettings):
@@ -121,7 +121,7 @@ class NatsSettings(CredentialSettings, TlsSettings):
 
 class _Connection(NamedTuple):
     client: "Client"
-    jetstream: "JetStreamContext"
+    acknowledgements: "_Acknowledgements"
     lost: "asyncio.Future[None]"
 
 
@@ -171,33 +171,26 @@ class NatsBackend:
     async def _send_acknowledged(
         self, connection: _Connection, batch: Sequence[Message], subjects: list[str], outcomes: Outcomes
     ) -> BackendUnavailable | None:
-        sent = [
-            (
-                index,
-                await connection.jetstream.publish_async(
-                    subjects[index], batch[index].payload, headers=self._headers(batch[index])
-                ),
+        acknowledgements = connection.acknowledgements
+        waiting = outcomes.open
+        acknowledgements.forget()
+        for index in waiting:
+            message = batch[index]
+            await connection.client.publish(
+                subjects[index],
+                message.payload,
+                reply=acknowledgements.reply_to(index),
+                headers=self._headers(message),
             )
-            for index in outcomes.open
-        ]
+        await acknowledgements.all(connection.lost)
         error: BackendUnavailable | None = None
-        try:
-            for index, acknowledgement in sent:
-                either: list[asyncio.Future[Any]] = [acknowledgement, connection.lost]
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                if not acknowledgement.done():
-                    error = error or self._link.unavailable(ConnectionResetError("the connection was lost"))
-                elif (exc := acknowledgement.exception()) is not None:
-                    error = error or self._link.unavailable(exc)
-                else:
-                    outcomes.safe(index)
-        finally:
-            for _, acknowledgement in sent:
-                if acknowledgement.done():
-                    acknowledgement.exception()
-                else:
-                    acknowledgement.cancel()
+        for index, fault in acknowledgements.received.items():
+            if fault:
+                error = error or self._link.unavailable(NatsFault(fault))
+            else:
+                outcomes.safe(index)
         if connection.lost.done():
+            error = error or self._link.unavailable(ConnectionResetError(errno.ECONNRESET, "lost"))
             self._link.drop(connection)
         return error
 
@@ -223,7 +216,90 @@ class NatsBackend:
 
     async def _connect(self) -> _Connection:
         client, lost = await connect_nats(self._name, self._settings)
-        return _Connection(client, client.jetstream(publish_async_max_pending=PENDING_MAX), lost)
+        acknowledgements = _Acknowledgements(client.new_inbox())
+        if self._settings.jetstream:
+            try:
+                await client.subscribe(acknowledgements.subject, cb=acknowledgements.take)
+            except BaseException:
+                await client.close()
+                raise
+        return _Connection(client, acknowledgements, lost)
+
+
+class NatsFault(Exception):  # noqa: N818 -- what JetStream says, to be put into words
+    """JetStream did not take a message."""
+
+
+class _Acknowledgements:
+    """What JetStream says to the messages of a batch, each under a reply subject of its own.
+
+    The library's own `publish_async` waits for ever when the answer is an error, so it is not used.
+    """
+
+    def __init__(self, inbox: str) -> None:
+        self.subject = f"{inbox}.*"
+        self._inbox = inbox
+        self._serial = 0
+        self._waiting: dict[str, int] = {}
+        self._changed = asyncio.Event()
+        self.received: dict[int, str] = {}
+        """Index of a message -> what was wrong, empty when it is safe."""
+
+    def forget(self) -> None:
+        """Begin a batch; what comes late for the one before is not looked at."""
+        self._waiting.clear()
+        self.received = {}
+
+    def reply_to(self, index: int) -> str:
+        """The reply subject for a message."""
+        self._serial += 1
+        token = str(self._serial)
+        self._waiting[token] = index
+        return f"{self._inbox}.{token}"
+
+    async def all(self, lost: "asyncio.Future[None]") -> None:
+        """Return when every message has its answer, or the connection is lost."""
+        lost.add_done_callback(self._wake)
+        try:
+            while self._waiting and not lost.done():
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            lost.remove_done_callback(self._wake)
+
+    async def take(self, answer: "Msg") -> None:
+        """One answer of the server."""
+        index = self._waiting.pop(answer.subject.rpartition(".")[2], None)
+        if index is not None:
+            self.received[index] = _fault_of(answer)
+            self._changed.set()
+
+    def _wake(self, _lost: "asyncio.Future[None]") -> None:
+        self._changed.set()
+
+
+def _fault_of(answer: "Msg") -> str:
+    if answer.headers and answer.headers.get("Status") == "503":
+        return "no JetStream stream takes the subject: create one whose subjects hold it"
+    try:
+        said = msgspec.json.decode(answer.data, type=_PubAck)
+    except msgspec.DecodeError:
+        return "what it answers is no acknowledgement of JetStream"
+    if said.error is not None:
+        return f"JetStream: {said.error.description or said.error.code}"
+    return "" if said.stream else "what it answers is no acknowledgement of JetStream"
+
+
+class _ApiError(msgspec.Struct):
+    code: int = 0
+    description: str = ""
+
+
+class _PubAck(msgspec.Struct):
+    """The answer of JetStream to a message, as far as it is needed (type io.nats.jetstream.api.v1.pub_ack_response)."""
+
+    stream: str = ""
+    error: _ApiError | None = None
 
 
 HEADERS_BYTES_MAX: Final = 2048
@@ -314,14 +390,11 @@ def _faults() -> tuple[type[BaseException], ...]:
 
 def _explain(exc: BaseException) -> str:
     import nats.errors
-    import nats.js.errors
 
     if isinstance(exc, nats.errors.AuthorizationError) or "authorization violation" in str(exc).lower():
         return "it does not accept the credentials: check username, password, token and url"
-    if isinstance(exc, nats.js.errors.NoStreamResponseError):
-        return "no JetStream stream takes the subject: create one whose subjects hold it"
-    if isinstance(exc, nats.js.errors.APIError) and exc.description:
-        return f"JetStream: {exc.description}"
+    if isinstance(exc, NatsFault):
+        return str(exc)
     if isinstance(exc, ValueError):
         return "it does not speak the NATS protocol"
     return os_error_text(exc).removeprefix("nats: ")

@@ -142,6 +142,17 @@ class TestCheck:
             table(route(**settings))
         assert str(caught.value) == text
 
+    def test_a_spool_that_has_no_effect(self) -> None:
+        spool = {"sync": "normal"}
+        assert (
+            table(route("r", "lines", "events", delivery="spooled", spool=spool)).routes[0].spool.sync
+            == "normal"
+        )
+        with pytest.raises(
+            ConfigurationError, match='routes.r.spool: it has no effect: write delivery = "spooled"'
+        ):
+            table(route("r", "lines", "events", spool=spool))
+
     def test_two_routes_of_one_name(self) -> None:
         with pytest.raises(ConfigurationError, match="two routes are named a"):
             table(route("a"), route("b"), route("a"))
