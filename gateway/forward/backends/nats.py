@@ -226,7 +226,7 @@ class NatsBackend:
         return _Connection(client, acknowledgements, lost)
 
 
-class NatsFault(Exception):  # noqa: N818 -- what JetStream says, to be put into words
+class NatsFault(Exception):
     """JetStream did not take a message."""
 
 
