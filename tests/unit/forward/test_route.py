@@ -149,7 +149,7 @@ class TestCheck:
             == "normal"
         )
         with pytest.raises(
-            ConfigurationError, match='routes.r.spool: it has no effect: write delivery = "spooled"'
+            ConfigurationError, match=r'routes\.r\.spool: it has no effect: write delivery = "spooled"'
         ):
             table(route("r", "lines", "events", spool=spool))
 
