@@ -9,6 +9,7 @@ messages of one connection in order.
 """
 
 import asyncio
+import contextlib
 import errno
 import math
 from collections.abc import Sequence
@@ -367,7 +368,8 @@ async def _give_up(client: "Client", connecting: "asyncio.Task[None]") -> None:
     await asyncio.wait([connecting])
     if not connecting.cancelled():
         connecting.exception()
-    await client.close()
+    with contextlib.suppress(AttributeError):  # older versions close what was never opened
+        await client.close()
 
 
 PENDING_BYTES_MAX: Final = 64 * 1024 * 1024

@@ -112,7 +112,7 @@ class TcpBackend:
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._settings.connect_timeout_s
-        reason = "no time left"
+        reason = ""
         while True:
             wait_s = self._next_try_at - loop.time()
             if wait_s > 0:
@@ -124,7 +124,7 @@ class TcpBackend:
                 async with asyncio.timeout_at(give_up_at):
                     await self._connect_once(protocol, info)
             except TimeoutError:
-                reason = "it does not answer"
+                reason = reason or "it does not answer"
             except OSError as exc:
                 reason = os_error_text(exc)
             else:
@@ -133,7 +133,7 @@ class TcpBackend:
             self._failed(loop.time())
             if loop.time() >= give_up_at:
                 break
-        raise BackendUnavailable(f"no connection to {self._host}:{self._port}: {reason}")
+        raise BackendUnavailable(f"no connection to {self._host}:{self._port}: {reason or 'no time left'}")
 
     async def _connect_once(self, protocol: asyncio.BaseProtocol, info: DeviceInfo | None) -> None:
         loop = asyncio.get_running_loop()

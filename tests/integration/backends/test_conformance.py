@@ -25,15 +25,13 @@ DEADLINE_S = 40
 FROZEN_S = 0.4
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return Certificates(tmp_path_factory.mktemp("tls"))
-
-
 @pytest.fixture(scope="module", params=SUBJECTS)
 def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, certificates: Certificates
 ) -> Iterator[Subject]:
+    if request.param == "amqp":
+        yield request.getfixturevalue("amqp")
+        return
     subject = SUBJECTS[request.param](tmp_path_factory.mktemp(request.param), certificates)
     server = getattr(subject, "server", None)
     if server is None:
@@ -248,6 +246,7 @@ async def speaks_tls(subject: Subject) -> None:
             (got,) = await asyncio.to_thread(subject.arrived, 1)
             assert got.sequence == 1
         await sink.close()
+        settings["connect_timeout_s"] = 2
         without_certificate = {
             key: value for key, value in settings.items() if key not in {"cert_file", "key_file"}
         }

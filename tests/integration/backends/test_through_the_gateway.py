@@ -29,11 +29,6 @@ def backend(name: str, settings: dict[str, object]) -> str:
 
 
 @pytest.fixture
-def certificates(tmp_path: Path) -> Certificates:
-    return Certificates(tmp_path / "tls")
-
-
-@pytest.fixture
 def subjects(tmp_path: Path, certificates: Certificates) -> Iterator[dict[str, Subject]]:
     made: dict[str, Subject] = {
         kind: SUBJECTS[kind](tmp_path / kind, certificates)
