@@ -17,9 +17,11 @@ from typing import Final
 import structlog
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from gateway.errors import RegistryError, RegistryMismatch
 from gateway.registry.follower import Follower
+from gateway.registry.masterkeys import MasterKeySource
 from gateway.registry.notices import Published
 from gateway.registry.settings import RegistrySettings
 from gateway.server.control import (
@@ -55,17 +57,11 @@ class FollowerSettings(BaseModel):
     log: LogSettings
     data_dir: Path
     registry: RegistrySettings
+    master_keys: MasterKeySource
 
     def to_json(self) -> bytes:
-        """For the control channel, with the registry's whole URL: it is masked everywhere else."""
-        whole = self.model_copy(update={"registry": _Unmasked(**self.registry.model_dump())})
-        return whole.model_dump_json(serialize_as_any=True).encode()
-
-
-class _Unmasked(BaseModel):
-    url: str
-    master_key_file: Path
-    poll_interval_s: float
+        """For the control channel, with the registry's whole URL: it is masked in every other JSON."""
+        return to_json(self.model_dump())
 
 
 class FollowerProcess:

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict
 from gateway.errors import ControlError, RegistryError
 from gateway.forward.route import RouteTable
 from gateway.forward.settings import BackendSettings, RouteSettings
+from gateway.registry.masterkeys import KeyRing, MasterKeySource
 from gateway.registry.notices import Changed, Published
-from gateway.registry.sealing import MasterKey, Sealer
 from gateway.server.connection import DeviceConnection, Services
 from gateway.server.control import (
     Channel,
@@ -71,7 +71,7 @@ class WorkerSettings(BaseModel):
     log: LogSettings
     data_dir: Path
     drain_s: float
-    master_key_file: Path
+    master_keys: MasterKeySource
     limits: LimitsSettings
     listeners: tuple[ListenerSettings, ...]
     routes: tuple[RouteSettings, ...]
@@ -94,7 +94,8 @@ class Worker:
         }
         metrics = WorkerMetrics(self._registry)
         self._observe_revocation = metrics.revocation.observe
-        self._lookup = DeviceLookup(Sealer([MasterKey.from_file(settings.master_key_file)]), metrics)
+        self._keys = KeyRing(settings.master_keys)
+        self._lookup = DeviceLookup(self._keys.sealer, metrics)
         self._contexts = ContextStore()
         self._routes = LiveRoutes(
             RouteTable(settings.routes, settings.backends),

@@ -16,7 +16,7 @@ from gateway.errors import ConfigurationError, RegistryMismatch, RegistryUnavail
 from gateway.registry import feed, follower as follower_module, ledger, schema
 from gateway.registry.database import make_engine, write
 from gateway.registry.follower import Follower
-from gateway.registry.ledger import Author, Entry, record_change, utc_now
+from gateway.registry.ledger import Author, Entry, Ledger, utc_now
 from gateway.registry.notices import Changed, Notice, Published
 from gateway.registry.records import CredentialRecord
 from gateway.registry.replica import MAP_BYTES, current_generation
@@ -28,6 +28,7 @@ from tests.integration.registry import lookups
 from tests.integration.registry.lookups import View
 
 AUTHOR = Author("alice", "console.example")
+LEDGER = Ledger(AUTHOR, utc_now, bytes(32))
 
 
 class Clock:
@@ -240,7 +241,7 @@ def import_devices(engine: Engine, number: int, prefix: str = "m") -> tuple[int,
             ],
         )
         ids = [row.id for row in rows]
-        record_change(connection, Entry("device", min(ids), max(ids), "import", ""), AUTHOR, utc_now)
+        LEDGER.record(connection, Entry("device", min(ids), max(ids), "import", ""))
         return min(ids), max(ids)
 
     return write(engine, work)
