@@ -26,6 +26,8 @@ FAMILIES = (
     "run",
     "realms",
     "devices",
+    "keys",
+    "audit",
     "live",
     "connect",
 )

@@ -9,13 +9,13 @@ transaction, of the ledger that records them, and of the vault that seals keys.
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Self, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from gateway.registry import audit, credentials, devices, identities, realms
+from gateway.registry import audit, credentials, devices, identities, realms, usage
 from gateway.registry.audit import AuditFilter, AuditReport, AuditRow, Head
 from gateway.registry.credentials import NewCredential, RotatedKey
 from gateway.registry.database import make_engine, read, write
@@ -34,6 +34,7 @@ from gateway.registry.listing import (
 from gateway.registry.migrate import check_schema
 from gateway.registry.realms import AddedRealm, NewRealm, RealmChanges, known_realm
 from gateway.registry.resealing import ResealProgress, reseal
+from gateway.registry.sealing import Sealer
 from gateway.registry.settings import RegistrySettings
 from gateway.registry.vault import Vault
 
@@ -52,9 +53,16 @@ class Registry:
     """
 
     def __init__(
-        self, settings: RegistrySettings, author: Author, *, now: Callable[[], dt.datetime] = utc_now
+        self,
+        settings: RegistrySettings,
+        author: Author,
+        *,
+        now: Callable[[], dt.datetime] = utc_now,
+        sealer: Sealer | None = None,
     ) -> None:
+        """Without a `sealer` the master keys are read where the settings say."""
         self._settings = settings
+        self._sealer = sealer
         self._author = author
         self._now = now
         self._engine: Engine | None = None
@@ -68,13 +76,15 @@ class Registry:
             ConfigurationError: the master key is missing or unfit.
 
         """
-        source = self._settings.master_keys()
-        sealer = source.sealer()
+        sealer, place = self._sealer, "this gateway"
+        if sealer is None:
+            source = self._settings.master_keys()
+            sealer, place = source.sealer(), source.place
         engine = make_engine(self._settings.url)
         try:
             check_schema(engine)
             with read(engine) as connection:
-                secrets = open_secrets(connection, sealer, source.place)
+                secrets = open_secrets(connection, sealer, place)
         except BaseException:
             engine.dispose()
             raise
@@ -270,6 +280,14 @@ class Registry:
             lambda connection: credentials.revoke_key(connection, self._books, realm, identity)
         )
 
+    def begin_service_day(self) -> bool:
+        """Count today as a day of service, see `usage`; whether it was not counted yet."""
+        return self._write(lambda connection: usage.begin_service_day(connection, self._now()))
+
+    def record_uses(self, uses: Mapping[int, dt.datetime]) -> int:
+        """Write the last use of credentials, by id, see `usage`; how many were not used today before."""
+        return self._write(lambda connection: usage.record_uses(connection, uses, self._now()))
+
     def reseal(self) -> Iterator[ResealProgress]:
         """Seal everything under the first master key, a piece at a time; each step is committed."""
         return reseal(self._opened(), self._books, self._keys.sealer)
@@ -282,6 +300,11 @@ class Registry:
         """Rows of the audit, oldest first, see `audit.audit_rows`."""
         with read(self._opened()) as connection:
             yield from audit.audit_rows(connection, wanted or AuditFilter(), after=after, newest=newest)
+
+    def audit_head(self) -> Head | None:
+        """The newest row of the audit with its link."""
+        with read(self._opened()) as connection:
+            return audit.head(connection)
 
     def verify_audit(self, held: Head | None = None) -> AuditReport:
         """Go through the whole audit, see `audit.verify`."""

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from gateway.server.control import (
     Configure,
     Done,
     Drain,
+    EndSession,
     Kick,
     ListSessions,
     Message,
@@ -39,9 +40,11 @@ from gateway.server.control import (
     Sessions,
 )
 from gateway.server.deadlines import TICK_S, Deadlines
+from gateway.server.keys import refresh_keys
+from gateway.server.life import SessionLife
 from gateway.server.limits import ConnectionLimits
 from gateway.server.listener import Listener
-from gateway.server.lookup import DeviceLookup, refusal
+from gateway.server.lookup import NEWCOMER, DeviceLookup, refusal
 from gateway.server.loop import run
 from gateway.server.routes import LiveRoutes
 from gateway.server.sessions import SessionIndex
@@ -59,6 +62,8 @@ BACKLOG: Final = 4096
 """Connections that the kernel completes and keeps while the worker is busy (bounded by net.core.somaxconn)."""
 
 
+_KEYS_EVERY_S: Final = 2.0
+"""How often the file with the master keys is looked at: one more key may be there."""
 GC_THRESHOLDS: Final = (20_000, 50, 50)
 """Sessions leave no cycles behind, so looking for some at every 700 objects, as is Python's default, finds nothing."""
 
@@ -82,7 +87,12 @@ class Worker:
     """All of one worker. `serve` is its life."""
 
     def __init__(
-        self, settings: WorkerSettings, number: int, workers: int, sockets: dict[str, list[int]]
+        self,
+        settings: WorkerSettings,
+        number: int,
+        workers: int,
+        sockets: dict[str, list[int]],
+        tell: Callable[[Message], None],
     ) -> None:
         self._settings = settings
         self._number = number
@@ -106,6 +116,13 @@ class Worker:
             soon=self._loop.call_soon,
         )
         self._sessions: SessionIndex[DeviceConnection] = SessionIndex()
+        self._life = SessionLife(
+            self._sessions,
+            self._lookup,
+            settings.limits.sessions_per_device,
+            tell,
+            self._observe_revocation,
+        )
         self._deadlines: Deadlines[DeviceConnection] = Deadlines(time.monotonic())
         self._services = Services(
             settings=settings.limits,
@@ -115,13 +132,15 @@ class Worker:
             deadlines=self._deadlines,
             lookup=self._lookup,
             routes=self._routes,
-            sessions=self._sessions,
+            life=self._life,
             is_debugging=settings.log.level == "debug",
         )
         self._listeners = [
             Listener(listener, self._routes.alpn, self._lookup, self._contexts, metrics)
             for listener in settings.listeners
         ]
+        self._keys_looked_at = time.monotonic()
+        self._sequence = 0
         self._servers: list[asyncio.Server] = []
         self._draining = asyncio.Event()
         self._drain_s = settings.drain_s
@@ -142,7 +161,7 @@ class Worker:
         """What the supervisor says."""
         match message:
             case Published():
-                await self._publish(Path(message.path))
+                await self._publish(message)
             case Changed():
                 self._registry_changed(message)
             case Collect():
@@ -155,6 +174,8 @@ class Worker:
                 for session in found:
                     session.stop("kicked")
                 return Done(len(found))
+            case EndSession():
+                self._end_session(message)
             case Drain():
                 self.drain(message.drain_s)
             case _:
@@ -167,39 +188,54 @@ class Worker:
 
     # Registry
 
-    async def _publish(self, generation: Path) -> None:
+    async def _publish(self, published: Published) -> None:
+        # A follower that was started again lacks what it could not write: what was revoked stays revoked.
+        is_older = published.sequence < self._sequence
         try:
-            self._lookup.publish(generation)
+            self._lookup.publish(Path(published.path), keep_overlay=is_older)
         except RegistryError as exc:
             raise ControlError(str(exc)) from exc
         self._contexts.keep_hints(realm.hint for realm in self._lookup.realms.values())
         self._check_sessions(self._sessions, None)
+        self._life.changed(time.time(), realms=True)
         if not self._servers and not self._draining.is_set():
             await self._accept()
 
     def _registry_changed(self, change: Changed) -> None:
         if not self._lookup.is_ready:
             return
+        self._sequence = change.sequence
         self._lookup.replace_overlay(change.overlay)
         if change.realms:
             self._lookup.reload_realms()
             self._contexts.keep_hints(realm.hint for realm in self._lookup.realms.values())
         self._check_sessions(self._sessions.of_devices(change.devices), change.committed_at)
+        self._life.changed(time.time(), realms=change.realms)
 
     def _check_sessions(self, sessions: Iterable[DeviceConnection], committed_at: float | None) -> None:
         """Evaluate again what let these devices in, and stop those that would not come in now."""
         now = time.time()
         for session in sessions:
+            if session.device_id == NEWCOMER:
+                continue
             record = self._lookup.record(session.realm_id, session.identity.encode("utf-8"))
             if record is None or record.credential_id != session.credential_id:
                 reason = "removed"
             elif (outcome := refusal(record, session.address, now)) is not Outcome.OK:
                 reason = outcome.value
             else:
+                self._life.file_end(session, record.not_after)
                 continue
             session.stop(reason)
             if committed_at is not None:
                 self._observe_revocation(max(0.0, time.time() - committed_at))
+
+    def _end_session(self, message: EndSession) -> None:
+        """A newer session of its device took its place, in whichever worker."""
+        for session in self._sessions.of_devices([(message.device_id, message.device_id)]):
+            if session.session_id == message.session and session.is_live:
+                session.stop("replaced")
+                self._observe_revocation(max(0.0, time.time() - message.since))
 
     # Accepting
 
@@ -226,6 +262,10 @@ class Worker:
             connection.deadline_passed()
             if connection.phase is not connection.phase.GONE:
                 self._deadlines.add(connection)
+        self._life.tick(time.time())
+        if time.monotonic() >= self._keys_looked_at + _KEYS_EVERY_S:
+            self._keys_looked_at = time.monotonic()
+            refresh_keys(self._keys)
         self._loop.call_later(TICK_S, self._tick)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -248,6 +288,7 @@ class Worker:
         for socks in self._sockets.values():
             for sock in socks:
                 sock.close()
+        self._life.report()
         for connection in self._deadlines:
             connection.stop("the gateway stops")
         while any(True for _ in self._deadlines) and self._loop.time() < deadline:  # noqa: ASYNC110 - thousands end at once
@@ -271,7 +312,9 @@ async def _main(control_fd: int) -> None:
     assert isinstance(configuration, Configure)
     settings = WorkerSettings.model_validate_json(configuration.settings)
     setup(settings.log, process=f"worker-{configuration.worker}")
-    worker = Worker(settings, configuration.worker, configuration.workers, configuration.sockets)
+    worker = Worker(
+        settings, configuration.worker, configuration.workers, configuration.sockets, channel.notify
+    )
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, worker.drain, settings.drain_s)
     channel.handler = worker.handle

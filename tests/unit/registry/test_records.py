@@ -42,7 +42,7 @@ def test_a_later_version_may_add_fields() -> None:
         colour: str | None = None
 
     old = RealmRecord(1, "default", None)
-    new = Extended(1, "default", None, "red")
+    new = Extended(1, "default", None, colour="red")
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=Extended) == Extended(1, "default", None)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(new), type=RealmRecord) == old
 
