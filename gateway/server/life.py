@@ -46,6 +46,7 @@ class SessionLife:
         self._ends: list[tuple[float, int, DeviceConnection]] = []
         self._numbers = itertools.count()
         self._used: dict[int, float] = {}
+        self._newcomers: set[tuple[int, str, str]] = set()
         self._limited: dict[str, int] = {}
         self._report_at = 0.0
 
@@ -56,6 +57,9 @@ class SessionLife:
         self._sessions.add(record.device_id, session)
         self.file_end(session, record.not_after)
         if record.device_id == NEWCOMER:
+            self._newcomers.add(
+                (record.realm_id, record.device, session.address)
+            )  # also when it is soon gone
             self._report_at = 0.0  # at the next tick: it is to be added at once
             return
         if record.used_on < realm.service_day:
@@ -102,11 +106,11 @@ class SessionLife:
             self._tell(Used(some))
             for number in some:
                 del self._used[number]
-        newcomers = self._sessions.of_devices([(NEWCOMER, NEWCOMER)])
-        if newcomers:
-            self._tell(
-                Newcomers([(session.realm_id, session.identity, session.address) for session in newcomers])
-            )
+        for session in self._sessions.of_devices([(NEWCOMER, NEWCOMER)]):
+            self._newcomers.add((session.realm_id, session.identity, session.address))
+        if self._newcomers:
+            self._tell(Newcomers(list(self._newcomers)))
+            self._newcomers.clear()
 
     def changed(self, now: float, *, realms: bool) -> None:
         """The registry changed: newcomers may be devices now, and realms have another limit or day of service."""
