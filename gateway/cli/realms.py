@@ -211,7 +211,8 @@ def remove_realm(
     """Remove a realm; one that has devices only when that is asked for."""
     with open_registry(load_settings(config)) as registry:
         devices = registry.remove_realm(name, with_devices=with_devices)
-    print(f"Removed realm {name}" + (f" with {devices:,} devices." if devices else "."))
+    with_them = f" with its {devices:,} devices" if devices > 1 else " with its device" if devices else ""
+    print(f"Removed realm {name}{with_them}.")
 
 
 def _document(realm: "Realm") -> dict[str, Any]:

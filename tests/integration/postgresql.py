@@ -101,7 +101,14 @@ class PostgresServer:
     def dump(self, url: str) -> bytes:
         """Everything in a database, as pg_dump writes it."""
         database = url.partition("@/")[2].partition("?")[0]
-        command = [self._programs / "pg_dump", "--host", self._folder, "--username", "postgres", database]
+        command = [
+            str(self._programs / "pg_dump"),
+            "--host",
+            str(self._folder),
+            "--username",
+            "postgres",
+            database,
+        ]
         return subprocess.run(command, check=True, capture_output=True).stdout
 
     def _administer(self, statement: str) -> None:

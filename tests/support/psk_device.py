@@ -6,11 +6,11 @@ import time
 from types import TracebackType
 from typing import Self
 
-from gateway.tls.openssl import ClientContext
+from gateway.tls.openssl import ClientContext, TlsVersion
 from gateway.tls.profiles import PROFILES, TLS13_SUITES, ProfileName
 from gateway.tls.session import ClientSession, Data, Established, Failed, PeerClosed
 
-__all__ = ["Refused", "Session", "is_accepted"]
+__all__ = ["Refused", "Session", "hint_of", "is_accepted"]
 
 TIMEOUT_S = 10.0
 
@@ -22,8 +22,12 @@ class Refused(Exception):
 class Session:
     """One established session. Every wait ends after `TIMEOUT_S` with an OSError."""
 
-    def __init__(self, port: int, identity: str, key: str) -> None:
-        context = ClientContext(PROFILES[ProfileName.COMPATIBLE].tls12_suites, TLS13_SUITES["sha256"])
+    def __init__(
+        self, port: int, identity: str, key: str, *, highest: TlsVersion = TlsVersion.TLS1_3
+    ) -> None:
+        context = ClientContext(
+            PROFILES[ProfileName.COMPATIBLE].tls12_suites, TLS13_SUITES["sha256"], highest=highest
+        )
         self.hints: list[bytes | None] = []
 
         def keys(hint: bytes | None) -> tuple[bytes, bytes, str]:
@@ -120,3 +124,10 @@ def is_accepted(port: int, identity: str, key: str) -> bool:
             return session.ask(b"hello") == b"ok 1"
     except (Refused, ConnectionError):
         return False
+
+
+def hint_of(port: int, identity: str, key: str) -> str | None:
+    """The identity hint that a TLS 1.2 client is shown now."""
+    with Session(port, identity, key, highest=TlsVersion.TLS1_2) as session:
+        hint = session.hints[-1]
+        return None if hint is None else hint.decode()

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import shutil
 import subprocess
 import threading
@@ -49,9 +50,7 @@ def test_added_at_one_and_revoked_at_one_is_felt_at_both_within_a_second(
             began = time.time()
             device = Device(new.identity, new.key.hex())
             for node in (other, one):
-                wait_for(
-                    lambda node=node, device=device: is_accepted(node.port(), device.identity, device.key), 5
-                )  # type: ignore[misc] - mypy cannot type a default
+                wait_for(functools.partial(is_accepted, node.port(), device.identity, device.key), 5)
             added.append(time.time() - began)
             with (
                 Session(one.port(), device.identity, device.key) as here,
@@ -198,7 +197,7 @@ def test_no_key_is_in_a_dump_or_in_any_file(
     secret = "0f1e2d3c4b5a69788796a5b4c3d2e1f0" * 2
     one.ctl("add-realm", "factory", "--key-source", "derived-hkdf", "--secret-stdin", input=secret)
     for node in nodes:
-        wait_for(lambda node=node: is_accepted(node.port(), device.identity, device.key), 5)  # type: ignore[misc] - mypy cannot type a default
+        wait_for(functools.partial(is_accepted, node.port(), device.identity, device.key), 5)
     keys = [device.key, secret, rotated.partition('"key": "')[2][:64]]
     master = (one.directory / "master.key").read_text().strip()
     dump = postgres_server.dump(postgres_url)
