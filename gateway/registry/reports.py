@@ -25,7 +25,8 @@ __all__ = ["Enrolment", "Newcomer", "Reports"]
 _USES_EVERY_S: Final = 10.0
 """A batch of last uses is a change that every node reads; ten seconds make few of them and keep none waiting."""
 _NEWCOMERS_MAX: Final = 10_000
-_NEWCOMERS_AT_ONCE: Final = 100
+_NEWCOMERS_AT_ONCE: Final = 20
+"""In one flush: the follower looks for changes between two of them, and a revocation must not wait."""
 _REFUSED_KEPT_S: Final = 60.0
 """A newcomer that was refused is not tried again for so long; its session ends when the replica says so."""
 
@@ -90,14 +91,14 @@ class Reports:
         return bool(self._uses) and not 0 <= self._wall() - self._uses_at < _USES_EVERY_S
 
     def flush(self) -> list[Enrolment]:
-        """Write what is there, all uses and some of the newcomers; what became of these.
+        """Write a batch of what is there; what became of newcomers.
 
         Raises:
             RegistryError: the registry is away or does not fit; what was not written is kept.
 
         """
         with self._opened() as registry:
-            self._write_uses(registry)  # first: they belong to the day that they happened on
+            self._write_uses(registry)  # before the next day begins: it is this day that they happened on
             today = self._now().date()
             if self._service_date != today:
                 registry.begin_service_day()
@@ -125,17 +126,16 @@ class Reports:
             raise
 
     def _write_uses(self, registry: Registry) -> None:
-        self._uses_at = self._wall()
+        """One batch; `is_due` says whether there are more."""
         with self._lock:
-            uses, self._uses = self._uses, {}
-        try:
-            while uses:
-                some = dict(itertools.islice(uses.items(), USES_PER_CHANGE))
-                registry.record_uses({number: _moment(at) for number, at in some.items()})
-                for number in some:
-                    del uses[number]
-        finally:
-            self.add_uses(uses)
+            some = dict(itertools.islice(self._uses.items(), USES_PER_CHANGE))
+        if some:
+            registry.record_uses({number: _moment(at) for number, at in some.items()})
+        with self._lock:
+            for number in some:
+                del self._uses[number]
+            if not self._uses:
+                self._uses_at = self._wall()
 
     def _enrol(self, registry: Registry) -> Iterator[Enrolment]:
         for newcomer in list(itertools.islice(self._newcomers.values(), _NEWCOMERS_AT_ONCE)):

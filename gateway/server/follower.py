@@ -148,7 +148,7 @@ class FollowerProcess:
             self._tell("mismatch" if isinstance(exc, RegistryMismatch) else "away", str(exc))
             return min(max(waited_s * 2, self._settings.registry.poll_interval_s), _RETRY_MAX_S)
         self._tell("following", "")
-        refresh_keys(self._keys)
+        await loop.run_in_executor(self._thread, refresh_keys, self._keys)
         if self._reports.is_due and await self._write_reports():
             return 0.0  # what was written is read at once
         await self._log_head()
