@@ -16,7 +16,7 @@ from bench import fleet
 from gateway.registry import schema
 from gateway.registry.database import make_engine, read, write
 from gateway.registry.founding import initialise, open_secrets
-from gateway.registry.ledger import Author, Entry, record_change, utc_now
+from gateway.registry.ledger import Author, Entry, Ledger, utc_now
 from gateway.registry.migrate import migrate
 from gateway.registry.sealing import Key, MasterKey, Sealer, credential_context, fingerprint
 from gateway.registry.settings import RegistrySettings
@@ -81,8 +81,9 @@ class _Writer:
         self._realm_id = realm_id
         self._sealer = Sealer([MasterKey.from_file(settings.master_key_file)])
         with read(self._engine) as connection:
-            secrets = open_secrets(connection, self._sealer, settings.master_key_file)
+            secrets = open_secrets(connection, self._sealer, str(settings.master_key_file))
         self._fingerprint_secret = secrets["fingerprint"]
+        self._ledger = Ledger(_AUTHOR, utc_now, secrets["audit"])
 
     def write(self, devices: int, progress: Callable[[int], None]) -> None:
         try:
@@ -117,7 +118,7 @@ class _Writer:
         entry = Entry(
             "device", numbers.start + 1, numbers.stop, "import-devices", REALM, {"count": len(numbers)}
         )
-        record_change(connection, entry, _AUTHOR, utc_now)
+        self._ledger.record(connection, entry)
 
     def _credential(self, number: int, identity: str) -> dict[str, object]:
         key = Key(fleet.key(identity))

@@ -27,6 +27,8 @@ FAMILIES = (
     "run",
     "realms",
     "devices",
+    "keys",
+    "audit",
     "live",
     "dead_letters",
     "commands",

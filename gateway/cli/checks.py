@@ -148,7 +148,6 @@ def _registry(settings: "GatewaySettings", found: "list[Head]") -> Iterator[Find
     from gateway.registry.database import make_engine, read
     from gateway.registry.founding import open_secrets
     from gateway.registry.migrate import check_schema
-    from gateway.registry.sealing import MasterKey, Sealer
 
     engine = make_engine(settings.registry.url)
     try:
@@ -166,17 +165,19 @@ def _registry(settings: "GatewaySettings", found: "list[Head]") -> Iterator[Find
         return
     finally:
         engine.dispose()
-    key_file = settings.registry.master_key_file
     try:
-        sealer = Sealer([MasterKey.from_file(key_file)])
+        source = settings.registry.master_keys()
         with read(engine) as connection:
-            open_secrets(connection, sealer, key_file)
+            open_secrets(connection, source.sealer(), source.place)
     except GatewayError as exc:
         yield Finding(
-            "master key", "error", str(exc), f"put the master key of this registry into {key_file}, mode 0600"
+            "master key",
+            "error",
+            str(exc),
+            "put the master key of this registry where registry.master_key_* says",
         )
     else:
-        yield Finding("master key", "ok", f"{key_file} opens the registry")
+        yield Finding("master key", "ok", f"{source.place} opens the registry")
     finally:
         engine.dispose()
 

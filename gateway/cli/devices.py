@@ -1,4 +1,4 @@
-"""The devices of the registry: add, list, show, disable, enable, remove."""
+"""The devices of the registry: add, list, show, update, disable, enable, remove."""
 
 import datetime as dt
 import itertools
@@ -11,13 +11,16 @@ import typer
 from gateway.cli.options import (
     ConfigOption,
     JsonOption,
+    KeyFileOption,
+    KeyStdinOption,
     LabelOption,
     RealmOption,
     load_settings,
+    one_of,
     open_registry,
     parse_labels,
-    read_secret_from_stdin,
-    read_text_file,
+    parse_time,
+    read_key,
 )
 from gateway.cli.output import print_fields, print_json, print_json_array, print_table, remark, rfc3339, warn
 
@@ -33,6 +36,8 @@ PANEL = "Devices"
 ROWS_SHOWN = 1_000
 """How many devices a table shows unless it is told: more than anybody reads on a terminal."""
 
+DAYS_MAX = 36_500
+
 DeviceArgument = Annotated[str, typer.Argument(metavar="DEVICE", help="Name of the device.")]
 
 
@@ -47,15 +52,8 @@ def add_device(
         str | None, typer.Option(metavar="GROUP", help="Group, for routes to match.", show_default=False)
     ] = None,
     label: LabelOption = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="File with the key in hex. Default: a key is generated.", show_default=False
-        ),
-    ] = None,
-    key_stdin: Annotated[
-        bool, typer.Option("--key-stdin", help="Read the key in hex from stdin.", show_default=False)
-    ] = False,
+    key_file: KeyFileOption = None,
+    key_stdin: KeyStdinOption = False,
     not_before: Annotated[
         str | None,
         typer.Option(
@@ -113,33 +111,25 @@ def add_device(
     as_json: JsonOption = False,
 ) -> None:
     """Add a device and print its key: the only time that it is shown."""
-    if key_file and key_stdin:
-        raise typer.BadParameter("give --key-file or --key-stdin, not both", param_hint="--key-stdin")
+    one_of(key_file=key_file, key_stdin=key_stdin)
     if qr and as_json:
         raise typer.BadParameter(
             "it draws on the terminal, where --json prints a document", param_hint="--qr"
         )
     labels = parse_labels(label)
-    window = (_parse_time(not_before, "--not-before"), _parse_time(not_after, "--not-after"))
+    window = (parse_time(not_before, "--not-before"), parse_time(not_after, "--not-after"))
     settings = load_settings(config)
 
-    from gateway.cli.provision import Provisioning, try_commands, warnings
-    from gateway.registry.identities import parse_key_hex, parse_networks
+    from gateway.cli.provision import Provisioning, shared_key, try_commands, warnings
+    from gateway.registry.identities import parse_networks
     from gateway.registry.store import NewDevice
 
-    key_text = (
-        read_text_file(key_file, "key file")
-        if key_file
-        else read_secret_from_stdin("key in hex")
-        if key_stdin
-        else None
-    )
     new = NewDevice(
         identity=identity,
         realm=realm,
         group=group,
         labels=labels,
-        key=None if key_text is None else parse_key_hex(key_text),
+        key=read_key(key_file, key_stdin),
         not_before=window[0],
         not_after=window[1],
         networks=parse_networks(allow_from or ()),
@@ -177,26 +167,8 @@ def add_device(
         provisioning.draw_qr(added, hash_name)
     for path in provisioning.write(added, hash_name):
         remark(f"Wrote {path}.")
-    for warning in warnings(settings.listeners, added):
+    for warning in (*warnings(settings.listeners, added), *shared_key(added.same_key_as)):
         warn(warning)
-
-
-def _parse_time(text: str | None, option: str) -> dt.datetime | None:
-    """A time with its zone, or a date, which begins at midnight UTC."""
-    if text is None:
-        return None
-    try:
-        when = dt.datetime.fromisoformat(text)
-    except ValueError:
-        when = None
-    if when is not None and when.tzinfo is None and len(text) == len("2027-01-31"):
-        when = when.replace(tzinfo=dt.UTC)
-    if when is None or when.tzinfo is None:
-        raise typer.BadParameter(
-            f"{text!r} is not a time: write 2027-01-31T12:00:00Z, or 2027-01-31 for midnight UTC",
-            param_hint=option,
-        )
-    return when.astimezone(dt.UTC)
 
 
 @app.command(rich_help_panel=PANEL)
@@ -209,6 +181,26 @@ def list_devices(
         str | None, typer.Option(metavar="GROUP", help="Only devices of this group.", show_default=False)
     ] = None,
     label: LabelOption = None,
+    expiring: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS",
+            min=0,
+            max=DAYS_MAX,
+            help="Only those with a credential that ends within so many days.",
+            show_default=False,
+        ),
+    ] = None,
+    idle: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS",
+            min=0,
+            max=DAYS_MAX,
+            help="Only those that were not used, or added, for so many days.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -231,7 +223,14 @@ def list_devices(
 
     from gateway.registry.listing import DeviceFilter
 
-    wanted = DeviceFilter(realm=realm, group=group, labels=labels)
+    now = dt.datetime.now(dt.UTC)
+    wanted = DeviceFilter(
+        realm=realm,
+        group=group,
+        labels=labels,
+        expiring=None if expiring is None else (now, now + dt.timedelta(days=expiring)),
+        unused_since=None if idle is None else now - dt.timedelta(days=idle),
+    )
     with open_registry(settings) as registry:
         devices = _devices(registry, wanted, after)
         if as_json:
@@ -280,11 +279,89 @@ def show_device(
     credentials = document.pop("credentials")
     print_fields((name.replace("_", " "), _text(value)) for name, value in document.items())
     print()
-    columns = ("identity", "state", "hash", "not_before", "not_after", "created_at")
+    columns = ("identity", "state", "hash", "not_before", "not_after", "created_at", "last_used_at")
     print_table(
         [column.replace("_", " ") for column in columns],
         [[credential[column] for column in columns] for credential in credentials],
     )
+
+
+@app.command(rich_help_panel=PANEL)
+def update_device(
+    device: DeviceArgument,
+    *,
+    realm: RealmOption = "default",
+    group: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Its group from now on.", show_default=False)
+    ] = None,
+    no_group: Annotated[bool, typer.Option("--no-group", help="It has no group.")] = False,
+    label: LabelOption = None,
+    no_label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Take this label away; may be given several times.", show_default=False
+        ),
+    ] = None,
+    allow_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CIDR",
+            help="Let it connect from this network only, in place of those before; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_from_anywhere: Annotated[
+        bool, typer.Option("--allow-from-anywhere", help="Let it connect from every network.")
+    ] = False,
+    identity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IDENTITY",
+            help="Whose window to change, when the device has several credentials.",
+            show_default=False,
+        ),
+    ] = None,
+    not_before: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Refuse it before this time.", show_default=False)
+    ] = None,
+    no_not_before: Annotated[bool, typer.Option("--no-not-before", help="Let it begin at once.")] = False,
+    not_after: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Refuse it from this time on.", show_default=False)
+    ] = None,
+    no_not_after: Annotated[bool, typer.Option("--no-not-after", help="Let it never end.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change group, labels or networks of a device, or when a credential is good; sessions that may not be now end."""
+    one_of(group=group, no_group=no_group)
+    one_of(allow_from=allow_from, allow_from_anywhere=allow_from_anywhere)
+    one_of(not_before=not_before, no_not_before=no_not_before)
+    one_of(not_after=not_after, no_not_after=no_not_after)
+    labels = parse_labels(label)
+    window = (parse_time(not_before, "--not-before"), parse_time(not_after, "--not-after"))
+    settings = load_settings(config)
+
+    from gateway.registry.devices import DeviceChanges
+    from gateway.registry.realms import UNCHANGED
+
+    changes = DeviceChanges(
+        group=None if no_group else UNCHANGED if group is None else group,
+        labels=labels,
+        labels_removed=no_label or (),
+        networks=() if allow_from_anywhere else UNCHANGED if allow_from is None else allow_from,
+        identity=identity,
+        not_before=None if no_not_before else UNCHANGED if window[0] is None else window[0],
+        not_after=None if no_not_after else UNCHANGED if window[1] is None else window[1],
+    )
+    if changes == DeviceChanges():
+        raise typer.BadParameter("say what to change: `gatewayctl update-device --help` lists it")
+    with open_registry(settings) as registry:
+        changed = registry.update_device(realm, device, changes)
+        found = registry.device(realm, device)
+    if as_json:
+        print_json(_document(found))
+    else:
+        print(f"Changed device {device}." if changed else f"Device {device} was so already.")
 
 
 @app.command(rich_help_panel=PANEL)
@@ -340,6 +417,7 @@ def _document(device: "Device") -> dict[str, Any]:
                 "not_after": rfc3339(credential.not_after),
                 "revoked_at": rfc3339(credential.revoked_at),
                 "created_at": rfc3339(credential.created_at),
+                "last_used_at": rfc3339(credential.last_used_at),
             }
             for credential in device.credentials
         ],
@@ -362,7 +440,7 @@ def _credential_state(credential: "Credential") -> str:
         return "not_yet_valid"
     if credential.not_after is not None and now >= credential.not_after:
         return "expired"
-    return "active"
+    return "idle" if credential.is_idle else "active"
 
 
 def _text(value: object) -> str | None:

@@ -1,6 +1,7 @@
 """The options that commands share, and what they stand for."""
 
 import contextlib
+import datetime as dt
 import getpass
 import sys
 from collections.abc import Iterator
@@ -13,17 +14,24 @@ from gateway.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from gateway.config import GatewaySettings
+    from gateway.registry.sealing import Key
     from gateway.registry.store import Registry
 
 __all__ = [
     "TEXT_BYTES_MAX",
     "ConfigOption",
     "JsonOption",
+    "KeyFileOption",
+    "KeyStdinOption",
     "LabelOption",
     "RealmOption",
     "load_settings",
+    "one_of",
     "open_registry",
+    "parse_duration",
     "parse_labels",
+    "parse_time",
+    "read_key",
     "read_secret_from_stdin",
     "read_text_file",
 ]
@@ -47,7 +55,20 @@ LabelOption = Annotated[
     typer.Option("--label", metavar="KEY=VALUE", help="May be given several times.", show_default=False),
 ]
 
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="File with the key in hex. Default: a key is generated.", show_default=False
+    ),
+]
+
+KeyStdinOption = Annotated[
+    bool, typer.Option("--key-stdin", help="Read the key in hex from stdin.", show_default=False)
+]
+
 TEXT_BYTES_MAX = 4096
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION_MAX_S = 100 * 365 * 86_400
 
 
 def load_settings(config: Path | None) -> "GatewaySettings":
@@ -77,6 +98,53 @@ def parse_labels(texts: list[str] | None) -> dict[str, str]:
         if labels.setdefault(key, value) != value:
             raise typer.BadParameter(f"{key!r} is given twice", param_hint="--label")
     return labels
+
+
+def parse_time(text: str | None, option: str) -> dt.datetime | None:
+    """A time with its zone, or a date, which begins at midnight UTC."""
+    if text is None:
+        return None
+    try:
+        when = dt.datetime.fromisoformat(text)
+    except ValueError:
+        when = None
+    if when is not None and when.tzinfo is None and len(text) == len("2027-01-31"):
+        when = when.replace(tzinfo=dt.UTC)
+    if when is None or when.tzinfo is None:
+        raise typer.BadParameter(
+            f"{text!r} is not a time: write 2027-01-31T12:00:00Z, or 2027-01-31 for midnight UTC",
+            param_hint=option,
+        )
+    return when.astimezone(dt.UTC)
+
+
+def parse_duration(text: str, option: str) -> dt.timedelta:
+    """A number with its unit: s, m, h or d."""
+    number, unit = text[:-1], text[-1:]
+    if not (number.isascii() and number.isdecimal() and unit in _UNITS_S):
+        raise typer.BadParameter(
+            f"{text!r} is not a duration: write a number with s, m, h or d, as in 30d", param_hint=option
+        )
+    seconds = int(number) * _UNITS_S[unit]
+    if seconds > _DURATION_MAX_S:
+        raise typer.BadParameter(f"{text!r} is longer than 100 years", param_hint=option)
+    return dt.timedelta(seconds=seconds)
+
+
+def one_of(**given: object) -> None:
+    """Refuse options that exclude each other: names (with _ for -) and whether each was given."""
+    names = ["--" + name.replace("_", "-") for name, value in given.items() if value]
+    if len(names) > 1:
+        raise typer.BadParameter(f"give {' or '.join(names)}, not both", param_hint=names[-1])
+
+
+def read_key(key_file: Path | None, key_stdin: bool) -> "Key | None":
+    """The key that was given as a file or on stdin, in hex; None when none was."""
+    from gateway.registry.identities import parse_key_hex
+
+    if key_file:
+        return parse_key_hex(read_text_file(key_file, "key file"))
+    return parse_key_hex(read_secret_from_stdin("key in hex")) if key_stdin else None
 
 
 def read_text_file(path: Path, what: str) -> str:

@@ -17,7 +17,7 @@ from gateway.registry.store import AddedDevice
 from gateway.server.settings import Address, ListenerSettings
 from gateway.tls.profiles import DHE_PSK_SUITES, PROFILES, TLS13_SUITES, ProfileName
 
-__all__ = ["Provisioning", "try_commands", "warnings"]
+__all__ = ["Provisioning", "shared_key", "try_commands", "warnings"]
 
 SMALL_CLIENT_IDENTITY_BYTES = 32  # tinydtls: DTLS_PSK_MAX_CLIENT_IDENTITY_LEN
 SMALL_CLIENT_KEY_BYTES = 32  # mbedTLS: MBEDTLS_PSK_MAX_LEN as built by default
@@ -157,3 +157,9 @@ def warnings(listeners: Sequence[ListenerSettings], device: AddedDevice) -> Iter
             f"the key has {len(device.key)} bytes: mbedTLS (ESP32, Zephyr) takes at most {SMALL_CLIENT_KEY_BYTES} "
             "unless it is built with a larger MBEDTLS_PSK_MAX_LEN"
         )
+
+
+def shared_key(others: Sequence[str]) -> Iterator[str]:
+    """A key belongs to one client and one server (RFC 9257, 4.1 and 7): whoever has it can be all of them."""
+    if others:
+        yield f"the same key is that of {', '.join(others)}: give every device and every identity a key of its own"

@@ -48,6 +48,7 @@ def _supervisor_settings(settings: "GatewaySettings") -> "SupervisorSettings":
     from gateway.server.supervisor import SupervisorSettings
     from gateway.server.worker import WorkerSettings
 
+    master_keys = settings.registry.master_keys()
     return SupervisorSettings(
         name=settings.node.name,
         workers=settings.node.workers,
@@ -58,13 +59,16 @@ def _supervisor_settings(settings: "GatewaySettings") -> "SupervisorSettings":
             log=settings.log,
             data_dir=settings.node.data_dir,
             drain_s=settings.node.drain_s,
-            master_key_file=settings.registry.master_key_file,
+            master_keys=master_keys,
             limits=settings.limits,
             listeners=settings.listeners,
             routes=settings.routes,
             backends=settings.backends,
         ),
         follower=FollowerSettings(
-            log=settings.log, data_dir=settings.node.data_dir, registry=settings.registry
+            log=settings.log,
+            data_dir=settings.node.data_dir,
+            registry=settings.registry,
+            master_keys=master_keys,
         ),
     )

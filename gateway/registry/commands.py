@@ -13,7 +13,7 @@ from sqlalchemy import Connection, delete, func, insert, or_, select
 
 from gateway.errors import RegistryRefused
 from gateway.registry import schema
-from gateway.registry.ledger import record_unaudited
+from gateway.registry.ledger import note_change
 from gateway.registry.records import CommandRecord
 
 __all__ = [
@@ -124,7 +124,7 @@ def _remove(connection: Connection, numbers: Sequence[int], now: dt.datetime) ->
         device_ids.update(found)
         connection.execute(delete(schema.commands).where(some))
     for device_id in sorted(device_ids):
-        record_unaudited(connection, "device", device_id, device_id, now)
+        note_change(connection, "device", device_id, device_id, now)
     return removed
 
 

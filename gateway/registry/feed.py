@@ -6,7 +6,8 @@ sequences, none is missing, and a reader of `sequence > last` can skip nothing (
 before the commit: a transaction that commits late would be passed over).
 
 A change names a range of ids to be read again, never what is in them: reading newer rows than the change meant is
-harmless, and applying a change twice is too.
+harmless, and applying a change twice is too. A change of scope device whose range is that of no device (0 to 0) says that
+credentials were used: their rows carry its sequence.
 """
 
 import datetime as dt
@@ -14,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Select, case, func, or_, select
+from sqlalchemy import Connection, ScalarSelect, Select, case, func, or_, select
 
 from gateway.errors import RegistryMismatch
 from gateway.registry import schema
 from gateway.registry.records import CredentialRecord, RealmRecord, identity_key
+from gateway.registry.usage import USES_PER_CHANGE
 
 __all__ = [
     "CREDENTIAL_STATES",
@@ -30,6 +32,7 @@ __all__ = [
     "credential_pages",
     "credential_states",
     "credentials_of_devices",
+    "credentials_used",
     "head",
     "realms",
     "secrets",
@@ -37,8 +40,9 @@ __all__ = [
 
 _PAGE_ROWS = 5_000
 _RANGES_PER_STATEMENT = 100
+_ANY_ID = 2**63 - 1
 
-CREDENTIAL_STATES = ("active", "revoked", "disabled", "expired", "not_yet_valid")
+CREDENTIAL_STATES = ("active", "revoked", "disabled", "expired", "not_yet_valid", "idle")
 
 Credentials = dict[bytes, CredentialRecord]
 """Records by `records.identity_key`."""
@@ -63,6 +67,18 @@ class Change(NamedTuple):
     first_id: int
     last_id: int
     at: float
+
+    @property
+    def is_use(self) -> bool:
+        """Whether it says no more than that credentials were used."""
+        return self.scope == "device" and self.last_id == 0
+
+    @property
+    def width(self) -> int:
+        """How many devices have to be read again, at most."""
+        if self.is_use:
+            return USES_PER_CHANGE
+        return self.last_id - self.first_id + 1 if self.scope == "device" else 0
 
 
 def head(connection: Connection) -> Head:
@@ -98,8 +114,16 @@ def credentials_of_devices(connection: Connection, ranges: Sequence[tuple[int, i
     for start in range(0, len(ranges), _RANGES_PER_STATEMENT):
         some = ranges[start : start + _RANGES_PER_STATEMENT]
         wanted = or_(*(device_id.between(first_id, last_id) for first_id, last_id in some))
+        found.update(_tombstones(connection, some))
         found.update(_identified(row) for row in connection.execute(_credential_rows().where(wanted)))
     return found
+
+
+def credentials_used(connection: Connection, after: int, through: int) -> Credentials:
+    """The credentials whose last use was written by the changes after `after`, up to `through`."""
+    used = schema.credentials.c.used_sequence
+    rows = connection.execute(_credential_rows().where(used > after, used <= through))
+    return dict(_identified(row) for row in rows)
 
 
 def credential_pages(connection: Connection) -> Iterator[Credentials]:
@@ -109,6 +133,7 @@ def credential_pages(connection: Connection) -> Iterator[Credentials]:
     the changes after it afterwards.
     """
     credentials = schema.credentials.c
+    yield _tombstones(connection, [(0, _ANY_ID)])
     last_id = 0
     while True:
         rows = connection.execute(
@@ -125,19 +150,21 @@ def credential_count(connection: Connection) -> int:
 
 
 def credential_states(connection: Connection, now: float) -> dict[str, int]:
-    """How many credentials are `active`, `revoked`, `disabled`, `expired` or `not_yet_valid` at `now` (Unix s)."""
-    credentials, devices = schema.credentials, schema.devices
+    """How many credentials are `active`, `revoked`, `disabled`, `expired`, `not_yet_valid` or `idle` at `now` (Unix s)."""
+    credentials, devices, realms_ = schema.credentials, schema.devices, schema.realms
     moment = dt.datetime.fromtimestamp(now, dt.UTC)
     state = case(
         (credentials.c.revoked_at.is_not(None), "revoked"),
         (devices.c.disabled, "disabled"),
         (credentials.c.not_after <= moment, "expired"),
         (credentials.c.not_before > moment, "not_yet_valid"),
+        (_service_day() - credentials.c.used_on > realms_.c.idle_days, "idle"),
         else_="active",
     ).label("state")
     counted = (
         select(state, func.count())
         .join_from(credentials, devices, credentials.c.device_id == devices.c.id)
+        .join(realms_, credentials.c.realm_id == realms_.c.id)
         .group_by(state)
     )
     found = dict.fromkeys(CREDENTIAL_STATES, 0)
@@ -149,9 +176,38 @@ def realms(connection: Connection) -> list[RealmRecord]:
     """Every realm, by id."""
     table = schema.realms.c
     rows = connection.execute(
-        select(table.id, table.name, table.hint, table.record_bytes_max).order_by(table.id)
+        select(
+            table.id,
+            table.name,
+            table.hint,
+            table.record_bytes_max,
+            table.key_source,
+            table.sealed_secret,
+            table.enroll,
+            table.idle_days,
+            table.sessions_per_device,
+            _service_day().label("service_day"),
+        ).order_by(table.id)
     )
-    return [RealmRecord(*row) for row in rows]
+    return [
+        RealmRecord(
+            id=row.id,
+            name=row.name,
+            hint=row.hint,
+            record_bytes_max=row.record_bytes_max,
+            key_source=row.key_source,
+            sealed_secret=b"" if row.sealed_secret is None else bytes(row.sealed_secret),
+            enrolls=row.enroll == "first-use",
+            idle_days=row.idle_days,
+            sessions_per_device=row.sessions_per_device,
+            service_day=row.service_day,
+        )
+        for row in rows
+    ]
+
+
+def _service_day() -> ScalarSelect[int]:
+    return select(schema.feed.c.service_day).scalar_subquery()
 
 
 def secrets(connection: Connection) -> dict[str, bytes]:
@@ -176,6 +232,7 @@ def _credential_rows() -> Select[Any]:
         devices.c.networks,
         credentials.c.hash,
         credentials.c.sealed_key,
+        credentials.c.used_on,
     ).join_from(credentials, devices, credentials.c.device_id == devices.c.id)
 
 
@@ -195,6 +252,7 @@ def _identified(row: Sequence[Any]) -> tuple[bytes, CredentialRecord]:
         networks,
         hash_,
         sealed_key,
+        used_on,
     ) = row
     record = CredentialRecord(
         credential_id,
@@ -210,8 +268,37 @@ def _identified(row: Sequence[Any]) -> tuple[bytes, CredentialRecord]:
         _decode_networks(networks) if networks != "[]" else (),
         hash_,
         bytes(sealed_key),
+        used_on,
     )
     return identity_key(realm_id, identity.encode()), record
+
+
+def _tombstones(connection: Connection, ranges: Sequence[tuple[int, int]]) -> Credentials:
+    """What is left of removed devices whose keys are derived: records that refuse their identities."""
+    table = schema.tombstones.c
+    rows = connection.execute(
+        select(table.device_id, table.realm_id, table.identity).where(
+            or_(*(table.device_id.between(first_id, last_id) for first_id, last_id in ranges))
+        )
+    )
+    return {
+        identity_key(realm_id, identity.encode()): CredentialRecord(
+            credential_id=0,
+            device_id=device_id,
+            realm_id=realm_id,
+            device=identity,
+            group=None,
+            labels={},
+            disabled=False,
+            revoked=True,
+            not_before=None,
+            not_after=None,
+            networks=(),
+            hash="sha256",
+            sealed_key=b"",
+        )
+        for device_id, realm_id, identity in rows
+    }
 
 
 def _unix(moment: dt.datetime | None) -> float | None:

@@ -86,6 +86,8 @@ class _Reading:
     commands: list[CommandRecord]
     realms: list[RealmRecord] | None
     """All of them, when one of them changed."""
+    secrets: dict[str, bytes] | None = None
+    """The registry's own, sealed; they are sealed anew together with those of the realms."""
 
 
 class Follower:
@@ -241,7 +243,11 @@ class Follower:
         unwritten = self._unwritten
         if not changes:
             return unwritten
-        ranges = [(change.first_id, change.last_id) for change in changes if change.scope == "device"]
+        ranges = [
+            (change.first_id, change.last_id)
+            for change in changes
+            if change.scope == "device" and not change.is_use
+        ]
         realms = any(change.scope == "realm" for change in changes)
         committed_at = [change.at for change in changes]
         if unwritten is not None:
@@ -249,13 +255,18 @@ class Follower:
             realms = realms or unwritten.realms is not None
             committed_at.append(unwritten.committed_at)
         devices = merged(ranges)
+        credentials = feed.credentials_of_devices(connection, devices)
+        if unwritten is not None or any(change.is_use for change in changes):
+            assert self._meta is not None
+            credentials |= feed.credentials_used(connection, self._meta.sequence, changes[-1].sequence)
         return _Reading(
             sequence=changes[-1].sequence,
             devices=devices,
             committed_at=min(committed_at),
-            credentials=feed.credentials_of_devices(connection, devices),
+            credentials=credentials,
             commands=commands.commands_of_devices(connection, devices),
             realms=feed.realms(connection) if realms else None,
+            secrets=feed.secrets(connection) if realms else None,
         )
 
     # Writing the replica
@@ -285,6 +296,8 @@ class Follower:
         assert self._writer is not None
         assert self._meta is not None
         meta = structs.replace(self._meta, sequence=reading.sequence, polled_at=self.status.polled_at)
+        if reading.secrets is not None:
+            meta = structs.replace(meta, secrets=reading.secrets)
         try:
             with self._writer.batch() as batch:
                 for first_id, last_id in reading.devices:
@@ -397,8 +410,7 @@ def _portion(changes: list[feed.Change]) -> list[feed.Change]:
     """The first of these changes, as many as one transaction of the replica should take."""
     devices = 0
     for number, change in enumerate(changes, start=1):
-        if change.scope == "device":
-            devices += change.last_id - change.first_id + 1
+        devices += change.width
         if devices >= _DEVICES_PER_POLL:
             return changes[:number]
     return changes

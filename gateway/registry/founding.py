@@ -4,16 +4,16 @@ import datetime as dt
 import secrets
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 from sqlalchemy import Connection, insert, select
 
 from gateway.errors import RegistryMismatch
 from gateway.registry import feed, schema
+from gateway.registry.audit import chain_rows
 from gateway.registry.database import make_engine, write
-from gateway.registry.ledger import Author, Entry, record_change, utc_now
+from gateway.registry.ledger import Author, Entry, Ledger, utc_now
 from gateway.registry.migrate import check_schema
-from gateway.registry.sealing import MasterKey, Sealer, secret_context
+from gateway.registry.sealing import Sealer, secret_context
 from gateway.registry.settings import RegistrySettings
 
 __all__ = ["SECRETS", "initialise", "open_secrets"]
@@ -37,11 +37,12 @@ def initialise(
         RegistryError: the database is away or does not fit, or the master key does not open the registry.
 
     """
-    sealer = Sealer([MasterKey.from_file(settings.master_key_file)])
+    source = settings.master_keys()
+    sealer = source.sealer()
 
     def work(connection: Connection) -> bool:
-        if connection.execute(select(schema.feed.c.id)).first() is not None:
-            open_secrets(connection, sealer, settings.master_key_file)
+        if connection.execute(select(schema.feed.c.id).with_for_update()).first() is not None:
+            chain_rows(connection, open_secrets(connection, sealer, source.place)["audit"])
             return False
         _found(connection, sealer, author, now)
         return True
@@ -58,18 +59,19 @@ def _found(connection: Connection, sealer: Sealer, author: Author, now: Callable
     connection.execute(
         insert(schema.feed).values(id=1, sequence=0, registry_id=str(uuid.uuid4()), pruned_through=0)
     )
-    for name in SECRETS:
-        sealed = sealer.seal(secrets.token_bytes(_SECRET_BYTES), secret_context(name))
+    made = {name: secrets.token_bytes(_SECRET_BYTES) for name in SECRETS}
+    for name, secret in made.items():
+        sealed = sealer.seal(secret, secret_context(name))
         connection.execute(insert(schema.secrets).values(name=name, sealed=sealed))
     result = connection.execute(insert(schema.realms).values(name=_FIRST_REALM, hint=None, created_at=now()))
     assert result.inserted_primary_key is not None
     (realm_id,) = result.inserted_primary_key
     entry = Entry("realm", realm_id, realm_id, "add-realm", _FIRST_REALM, {"hint": None})
-    record_change(connection, entry, author, now)
+    Ledger(author, now, made["audit"]).record(connection, entry)
 
 
-def open_secrets(connection: Connection, sealer: Sealer, master_key_file: Path) -> dict[str, bytes]:
-    """The registry's own secrets, opened.
+def open_secrets(connection: Connection, sealer: Sealer, place: str) -> dict[str, bytes]:
+    """The registry's own secrets, opened; `place` is where the master keys were found.
 
     Raises:
         RegistryMismatch: the master key is another one than they are sealed under, or there are none.
@@ -85,6 +87,6 @@ def open_secrets(connection: Connection, sealer: Sealer, master_key_file: Path) 
         ) from exc
     except RegistryMismatch as exc:
         raise RegistryMismatch(
-            f"the master key in {master_key_file} does not open this registry: "
-            f"give registry.master_key_file the one that it was made with ({exc})"
+            f"the master key in {place} does not open this registry: "
+            f"put the one there that it was made with, or was resealed under ({exc})"
         ) from exc

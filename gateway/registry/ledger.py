@@ -1,6 +1,6 @@
 """The end of every write: a sequence from the feed's one row, then what changed and who did it.
 
-`feed` says why this order is the one that no reader can miss a change in.
+`feed` says why this order is the one that no reader can miss a change in, and `audit` how its rows are chained.
 """
 
 import datetime as dt
@@ -14,14 +14,17 @@ import msgspec
 from sqlalchemy import Connection, delete, insert, select, update
 
 from gateway.registry import schema
+from gateway.registry.audit import AuditRow, link
 
-__all__ = ["Author", "Entry", "record_change", "record_unaudited", "utc_now"]
+__all__ = ["Author", "Entry", "Ledger", "note_change", "utc_now"]
 
 _CHANGES_KEPT = 100_000
 """How far a follower may be behind before it copies everything anew; a row of `changes` takes about 50 bytes."""
 _PRUNE_EVERY = 1_000
 _ACTOR_CHARACTERS_MAX = 128
 _SOURCE_CHARACTERS_MAX = 255
+
+Scope = Literal["device", "realm"]
 
 
 def utc_now() -> dt.datetime:
@@ -46,12 +49,17 @@ class Author:
             actor = "unknown"
         return cls(actor, socket.gethostname())
 
+    @classmethod
+    def of_gateway(cls) -> Self:
+        """What a running gateway writes by itself, such as an enrolment."""
+        return cls("gateway", socket.gethostname())
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One change: the range of ids that readers have to read again, and what the audit says of it (never a key)."""
 
-    scope: Literal["device", "realm"]
+    scope: Scope
     first_id: int
     last_id: int
     action: str
@@ -59,30 +67,38 @@ class Entry:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
-def record_change(
-    connection: Connection, entry: Entry, author: Author, now: Callable[[], dt.datetime]
-) -> int:
-    """Take the next sequence, write `changes` and `audit` under it, and give it. Commit soon: others wait for it."""
-    at = now()
-    sequence = record_unaudited(connection, entry.scope, entry.first_id, entry.last_id, at)
-    connection.execute(
-        insert(schema.audit).values(
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Who writes, when, and the secret under which the audit is chained."""
+
+    author: Author
+    now: Callable[[], dt.datetime]
+    audit_secret: bytes = field(repr=False)
+
+    def record(self, connection: Connection, entry: Entry) -> int:
+        """Take the next sequence, write `changes` and `audit` under it, and give it. Commit soon: others wait for it."""
+        at = self.now()
+        sequence = note_change(connection, entry.scope, entry.first_id, entry.last_id, at)
+        feed = schema.feed.c
+        previous, chain = connection.execute(select(feed.audit_sequence, feed.audit_chain)).one()
+        row = AuditRow(
             sequence=sequence,
+            previous=previous,
             at=at,
-            actor=author.actor[:_ACTOR_CHARACTERS_MAX],
-            source=author.source[:_SOURCE_CHARACTERS_MAX],
+            actor=self.author.actor[:_ACTOR_CHARACTERS_MAX],
+            source=self.author.source[:_SOURCE_CHARACTERS_MAX],
             action=entry.action,
             subject=entry.subject,
             detail=msgspec.json.encode(entry.detail).decode(),
         )
-    )
-    return sequence
+        chain = link(self.audit_secret, b"" if chain is None else bytes(chain), row)
+        connection.execute(insert(schema.audit).values(**row.columns(), chain=chain))
+        connection.execute(update(schema.feed).values(audit_sequence=sequence, audit_chain=chain))
+        return sequence
 
 
-def record_unaudited(
-    connection: Connection, scope: Literal["device", "realm"], first_id: int, last_id: int, at: dt.datetime
-) -> int:
-    """The same for what a running gateway writes by itself: nobody is to account for it."""
+def note_change(connection: Connection, scope: Scope, first_id: int, last_id: int, at: dt.datetime) -> int:
+    """Take the next sequence and write `changes` under it: a change that the audit need not know."""
     sequence = _next_sequence(connection)
     connection.execute(
         insert(schema.changes).values(

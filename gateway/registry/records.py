@@ -21,6 +21,17 @@ class RealmRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     hint: str | None
     record_bytes_max: int | None = None
     """Most plaintext bytes of a record to its devices; None: what TLS allows."""
+    key_source: str = "stored"
+    """See `derivation`; a source of a later version opens no key."""
+    sealed_secret: bytes = b""
+    """What the keys of the realm are derived from; empty when each is stored."""
+    enrolls: bool = False
+    """An unknown identity that proves its derived key is added as a device."""
+    idle_days: int | None = None
+    sessions_per_device: int | None = None
+    """None: as the limits of the node have it; 0: any number."""
+    service_day: int = 0
+    """How many days the registry was served, the same in every realm: see `usage`."""
 
 
 class CredentialRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -43,6 +54,9 @@ class CredentialRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     networks: tuple[str, ...]
     hash: PskHash
     sealed_key: bytes
+    """Empty: the key is derived from the realm's secret, or (with `revoked`) this is the tombstone of a removed device."""
+    used_on: int = 0
+    """The day of service on which it was last used, see `usage`."""
 
     @property
     def enabled(self) -> bool:

@@ -52,7 +52,7 @@ __all__ = [
 Tables: TypeAlias = "dict[bytes, lmdb._Database]"  # noqa: SLF001 - the only name that py-lmdb gives this type
 _Transaction: TypeAlias = "lmdb.Transaction[bytes]"  # generic for type checkers only
 
-FORMAT = 2
+FORMAT = 3
 MAP_BYTES = 16 << 30  # address space only; one million credentials take about 250 MB
 _READERS_MAX = 1024  # processes that may read at a time: workers, and those that drain
 _LOCK_BYTES = 64 * (_READERS_MAX + 2)

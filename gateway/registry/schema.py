@@ -39,9 +39,10 @@ __all__ = [
     "metadata",
     "realms",
     "secrets",
+    "tombstones",
 ]
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The migration that this program knows; their names are numbers, so that older and newer can be told."""
 
 _MARIADB_BYTEWISE = "utf8mb4_nopad_bin"
@@ -104,6 +105,11 @@ realms = Table(
     Column("hint", _bytewise(128)),
     Column("created_at", UtcDateTime, nullable=False),
     Column("record_bytes_max", Integer),
+    Column("key_source", _bytewise(16), nullable=False, server_default="stored"),
+    Column("sealed_secret", LargeBinary),  # of a realm whose keys are derived
+    Column("enroll", _bytewise(16), nullable=False, server_default="registered"),
+    Column("idle_days", Integer),  # none: a credential is never idle
+    Column("sessions_per_device", Integer),  # none: as the node's limits have it
     UniqueConstraint("name"),
     sqlite_autoincrement=True,
 )
@@ -130,16 +136,20 @@ credentials = Table(
     Column("device_id", _Id, ForeignKey("devices.id"), nullable=False),
     Column("realm_id", _Id, ForeignKey("realms.id"), nullable=False),
     Column("identity", _bytewise(128), nullable=False),
-    Column("sealed_key", LargeBinary, nullable=False),
+    Column("sealed_key", LargeBinary, nullable=False),  # empty: derived from the realm's secret
     Column("fingerprint", LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb"), nullable=False),
     Column("hash", _bytewise(8), nullable=False),
     Column("not_before", UtcDateTime),
     Column("not_after", UtcDateTime),
     Column("revoked_at", UtcDateTime),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("last_used_at", UtcDateTime),
+    Column("used_on", Integer, nullable=False, server_default="0"),  # the day of service, see `usage`
+    Column("used_sequence", BigInteger, nullable=False, server_default="0"),  # of the change that said so
     UniqueConstraint("realm_id", "identity"),
     Index(None, "device_id"),
     Index(None, "fingerprint"),
+    Index(None, "used_sequence"),
     CheckConstraint("hash IN ('sha256', 'sha384')", name="hash"),
     sqlite_autoincrement=True,
 )
@@ -160,6 +170,19 @@ commands = Table(
 )
 """Commands that wait for their device to connect, in the order of their ids."""
 
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("device_id", BigInteger, nullable=False),  # that had the identity; its row is gone
+    Column("realm_id", _Id, ForeignKey("realms.id"), nullable=False),
+    Column("identity", _bytewise(128), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("realm_id", "identity"),
+    Index(None, "device_id"),
+    sqlite_autoincrement=True,
+)
+
 feed = Table(
     "feed",
     metadata,
@@ -167,6 +190,14 @@ feed = Table(
     Column("sequence", BigInteger, nullable=False),
     Column("registry_id", _bytewise(36), nullable=False),
     Column("pruned_through", BigInteger, nullable=False),
+    Column(
+        "service_day", Integer, nullable=False, server_default="0"
+    ),  # how many days were served, see `usage`
+    Column(
+        "service_date", _bytewise(10), nullable=False, server_default=""
+    ),  # the last of them, as 2027-01-31
+    Column("audit_sequence", BigInteger, nullable=False, server_default="0"),  # the newest row of audit
+    Column("audit_chain", LargeBinary),  # and its link
     CheckConstraint("id = 1", name="one_row"),
 )
 
@@ -191,6 +222,8 @@ audit = Table(
     Column("action", _bytewise(32), nullable=False),
     Column("subject", _bytewise(256), nullable=False),
     Column("detail", _text(), nullable=False),  # a JSON object; never a key
+    Column("previous", BigInteger),  # the sequence of the row before; 0: this is the first
+    Column("chain", LargeBinary),  # its link, see `audit`
 )
 
 secrets = Table(

@@ -25,13 +25,26 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gateway.errors import ConfigurationError, RegistryMismatch
 
-__all__ = ["Key", "MasterKey", "Sealer", "credential_context", "fingerprint", "secret_context"]
+__all__ = [
+    "MASTER_KEY_TEXT_BYTES_MAX",
+    "Key",
+    "MasterKey",
+    "Sealer",
+    "credential_context",
+    "fingerprint",
+    "read_key_file",
+    "realm_context",
+    "secret_context",
+]
 
 _VERSION = b"\x01"
 _KEY_ID_END = 5
 _NONCE_END = 17
 _SEALED_BYTES_MIN = _NONCE_END + 16
 _MASTER_KEY_BYTES = 32
+_MASTER_KEY_LINE = re.compile(rb"[0-9A-Fa-f]{64}")
+_MASTER_KEYS_MAX = 16
+MASTER_KEY_TEXT_BYTES_MAX = 4096
 _GENERATED_KEY_BYTES = 32  # RFC 9813: at least 32 for use over the Internet
 _FINGERPRINT_BYTES = 16
 
@@ -88,29 +101,33 @@ class MasterKey:
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        """Read `path`.
+        """The first key in the file `path`.
 
         Raises:
             ConfigurationError: it is missing, unreadable, open to others, or does not hold 64 hex digits.
 
         """
-        try:
-            with path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                text = file.read(2 * _MASTER_KEY_BYTES + 64)
-        except FileNotFoundError as exc:
+        name = f"master key file {path}"
+        return cls.parse_all(read_key_file(path, name), name)[0]
+
+    @classmethod
+    def parse_all(cls, text: bytes, where: str) -> list[Self]:
+        """The keys in `text`, one a line: the first seals, all of them open. `where` names the place in errors.
+
+        Raises:
+            ConfigurationError: it does not hold lines of 64 hex digits and nothing else, or too many.
+
+        """
+        lines = text.split()
+        if not lines or any(_MASTER_KEY_LINE.fullmatch(line) is None for line in lines):
             raise ConfigurationError(
-                f"master key file {path} does not exist: restore it (`gatewayctl init` makes one for a new registry)"
-            ) from exc
-        except OSError as exc:
-            raise ConfigurationError(f"master key file {path} cannot be read: {exc.strerror}") from exc
-        if mode & 0o077:
-            raise ConfigurationError(
-                f"master key file {path} is open to others (mode {mode:04o}): run `chmod 600 {path}`"
+                f"{where} must hold 64 hex digits and nothing else (one line for each key)"
             )
-        if re.fullmatch(rb"[0-9A-Fa-f]{64}", text.strip()) is None:
-            raise ConfigurationError(f"master key file {path} must hold 64 hex digits and nothing else")
-        return cls(bytes.fromhex(text.strip().decode("ascii")))
+        if len(lines) > _MASTER_KEYS_MAX:
+            raise ConfigurationError(
+                f"{where} holds {len(lines)} master keys: at most {_MASTER_KEYS_MAX} are allowed"
+            )
+        return [cls(bytes.fromhex(line.decode("ascii"))) for line in lines]
 
     def write(self, path: Path) -> None:
         """Write a new file `path`, mode 0600.
@@ -142,12 +159,39 @@ class MasterKey:
         raise TypeError("a master key is not pickled")
 
 
+def read_key_file(path: Path, name: str, *, private: bool = True) -> bytes:
+    """What a file with master keys holds; `name` stands for it in errors.
+
+    Raises:
+        ConfigurationError: it is missing, unreadable, or open to others and `private`.
+
+    """
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read(MASTER_KEY_TEXT_BYTES_MAX)
+    except FileNotFoundError as exc:
+        raise ConfigurationError(
+            f"{name} does not exist: restore it (`gatewayctl init` makes one for a new registry)"
+        ) from exc
+    except OSError as exc:
+        raise ConfigurationError(f"{name} cannot be read: {exc.strerror}") from exc
+    if private and mode & 0o077:
+        raise ConfigurationError(f"{name} is open to others (mode {mode:04o}): run `chmod 600 {path}`")
+    return text
+
+
 class Sealer:
     """Seals under the first master key and opens under any of them."""
 
     def __init__(self, master_keys: Sequence[MasterKey]) -> None:
+        self.replace(master_keys)
+
+    def replace(self, master_keys: Sequence[MasterKey]) -> None:
+        """Seal under the first of these and open under any of them, from now on."""
         if not master_keys:
             raise ConfigurationError("a master key is needed")
+        self.master_key_id = master_keys[0].id
         self._prefix = _VERSION + master_keys[0].id
         self._ciphers = {_VERSION + key.id: key.cipher() for key in reversed(master_keys)}
 
@@ -155,6 +199,11 @@ class Sealer:
         """`plain`, readable only with the master key and for the same `context`."""
         nonce = os.urandom(_NONCE_END - _KEY_ID_END)
         return self._prefix + nonce + self._ciphers[self._prefix].encrypt(nonce, plain, context)
+
+    @property
+    def prefix(self) -> bytes:
+        """How every value begins that is sealed under the first master key."""
+        return self._prefix
 
     def open(self, sealed: bytes, context: bytes) -> bytes:
         """What was sealed. On the path of every handshake.
@@ -188,6 +237,11 @@ def credential_context(realm_id: int, identity: bytes) -> bytes:
 def secret_context(name: str) -> bytes:
     """Binds a sealed secret of the registry to its name."""
     return b"secret\x00" + name.encode()
+
+
+def realm_context(realm_id: int) -> bytes:
+    """Binds the sealed secret of a realm, which its keys are derived from, to the realm."""
+    return b"realm\x00" + realm_id.to_bytes(8, "big")
 
 
 def fingerprint(secret: bytes, key: Key) -> bytes:

@@ -1,11 +1,22 @@
 """The table [registry] of gateway.toml."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_serializer,
+    model_validator,
+)
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
+
+from gateway.registry.masterkeys import MasterKeySource, read_credential, run_command
 
 __all__ = ["RegistrySettings", "masked_url"]
 
@@ -69,8 +80,42 @@ class RegistrySettings(BaseModel):
 
     url: Annotated[str, AfterValidator(_parse_url), Field(repr=False)] = "sqlite:///registry.db"
     master_key_file: Annotated[Path, AfterValidator(_resolve_path)] = Path("master.key")
+    master_key: Annotated[str | None, Field(repr=False)] = None
+    """Keys themselves, for the environment; like the two below, it takes the place of the file."""
+    master_key_credential: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,255}$")] | None = None
+    master_key_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     poll_interval_s: float = Field(default=0.5, ge=0.05, le=60, allow_inf_nan=False)
     """How often the follower looks for changes; a change is felt within it and must be within a second."""
+
+    @model_validator(mode="after")
+    def _check_master_key(self) -> Self:
+        given = [
+            name
+            for name in ("master_key", "master_key_credential", "master_key_command")
+            if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given: keep one of them")
+        return self
+
+    def master_keys(self) -> MasterKeySource:
+        """Where the master keys are; a command is run for it.
+
+        Raises:
+            ConfigurationError: the credential is not there, or the command failed.
+
+        """
+        if self.master_key is not None:
+            return MasterKeySource(name="registry.master_key", text=self.master_key)
+        if self.master_key_credential is not None:
+            return read_credential(self.master_key_credential)
+        if self.master_key_command is not None:
+            return run_command(self.master_key_command)
+        return MasterKeySource(name=f"master key file {self.master_key_file}", path=self.master_key_file)
+
+    @field_serializer("master_key", when_used="json-unless-none")
+    def _mask_master_key(self, _key: str) -> str:
+        return "***"
 
     @field_serializer("url", when_used="json")
     def _mask_url(self, url: str) -> str:

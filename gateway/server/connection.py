@@ -33,11 +33,11 @@ from gateway.registry.records import RealmRecord
 from gateway.server.commands import CommandSender
 from gateway.server.control import SessionInfo
 from gateway.server.deadlines import Deadlines
+from gateway.server.life import SessionLife
 from gateway.server.limits import ConnectionLimits
 from gateway.server.listener import Listener
 from gateway.server.lookup import DeviceLookup, Resolution
 from gateway.server.routes import LiveRoute, LiveRoutes
-from gateway.server.sessions import SessionIndex
 from gateway.server.settings import LimitsSettings
 from gateway.telemetry.metrics import Outcome
 from gateway.tls.contexts import RealmContexts
@@ -85,7 +85,7 @@ class Services:
     deadlines: "Deadlines[DeviceConnection]"
     lookup: DeviceLookup
     routes: LiveRoutes
-    sessions: "SessionIndex[DeviceConnection]"
+    life: SessionLife
     commands: CommandSender
     is_debugging: bool
     """Whether sessions are logged one by one; asked first, since a log call costs microseconds even when it is dropped."""
@@ -119,11 +119,13 @@ class DeviceConnection(asyncio.BufferedProtocol):
         "device",
         "device_id",
         "identity",
+        "not_after",
         "phase",
         "realm",
         "realm_id",
         "received_bytes",
         "sent_bytes",
+        "service_day",
         "session_id",
         "slot",
         "tls_version",
@@ -158,6 +160,8 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self.credential_id = 0
         self.identity = ""
         self.session_id = ""
+        self.not_after: float | None = None
+        self.service_day = 0
         self.tls_version = ""
         self.cipher = ""
         self.received_bytes = 0
@@ -216,7 +220,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, whoever ended it."""
         if self.session_id:
-            self._services.sessions.remove(self.device_id, self)
+            self._services.life.closed(self)
             self._services.commands.gone(self)  # before the socket is closed: what was acknowledged?
         phase, self.phase = self.phase, Phase.GONE
         if not self._accepted_at:
@@ -328,6 +332,16 @@ class DeviceConnection(asyncio.BufferedProtocol):
 
     # From the worker
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the handshake is done and nothing has ended the session."""
+        return self.phase is Phase.LIVE
+
+    @property
+    def since(self) -> float:
+        """When the handshake was done, Unix seconds."""
+        return self._services.wall() - (self._services.now() - self._since)
+
     def deadline_passed(self) -> None:
         """The phase took too long. The deadline is not filed any more."""
         if self.phase is Phase.HANDSHAKE:
@@ -410,7 +424,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
             route="" if self._live_route is None else self._live_route.name,
             tls_version=self.tls_version,
             cipher=self.cipher,
-            since=self._services.wall() - (self._services.now() - self._since),
+            since=self.since,
             received_bytes=self.received_bytes,
             sent_bytes=self.sent_bytes,
         )
@@ -472,7 +486,8 @@ class DeviceConnection(asyncio.BufferedProtocol):
         if route.is_framed or route.has_opening:
             within_s = min(within_s, services.settings.first_message_timeout_s)
         self._expect_from_now_on(within_s)
-        services.sessions.add(record.device_id, self)
+        self.service_day = realm.service_day
+        services.life.opened(self, record, realm, services.wall())
         self._route = route.open_session(
             self,
             DeviceInfo(

@@ -33,15 +33,20 @@ __all__ = [
     "DiscardDeadLetters",
     "Done",
     "Drain",
+    "EndSession",
     "FollowerStatus",
     "Kick",
     "ListDeadLetters",
     "ListSessions",
     "Metrics",
+    "Newcomers",
     "RetryDeadLetters",
     "SendCommand",
+    "SessionClosed",
     "SessionInfo",
+    "SessionOpened",
     "Sessions",
+    "Used",
     "connect_unix",
     "unix_listener",
 ]
@@ -193,6 +198,42 @@ class DiscardDeadLetters(msgspec.Struct, tag=True, frozen=True):
     route: str | None = None
 
 
+class Used(msgspec.Struct, tag=True, frozen=True):
+    """Worker to follower: credentials that were used today, by id, and when (Unix seconds)."""
+
+    credentials: dict[int, float]
+
+
+class Newcomers(msgspec.Struct, tag=True, frozen=True):
+    """Worker to follower: identities that proved the key which their realm derives, as realm id, identity, address."""
+
+    identities: list[tuple[int, str, str]]
+
+
+class SessionOpened(msgspec.Struct, tag=True, frozen=True):
+    """Worker to supervisor: a session of a device that may have `limit` of them on this node. `since` is Unix seconds."""
+
+    device_id: int
+    session: str
+    since: float
+    limit: int
+
+
+class SessionClosed(msgspec.Struct, tag=True, frozen=True):
+    """Worker to supervisor: a session that it was told of is gone."""
+
+    device_id: int
+    session: str
+
+
+class EndSession(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to worker: a newer session took the place of this one, at `since` (Unix seconds)."""
+
+    device_id: int
+    session: str
+    since: float
+
+
 class Drain(msgspec.Struct, tag=True, frozen=True):
     """Stop accepting, end all sessions within `drain_s` seconds, and exit."""
 
@@ -227,6 +268,11 @@ Message = (
     | DeadLetters
     | RetryDeadLetters
     | DiscardDeadLetters
+    | Used
+    | Newcomers
+    | SessionOpened
+    | SessionClosed
+    | EndSession
     | Drain
     | Done
 )

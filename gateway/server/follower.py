@@ -17,10 +17,13 @@ from typing import Final
 import structlog
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from gateway.errors import RegistryError, RegistryMismatch
 from gateway.registry.follower import Follower
+from gateway.registry.masterkeys import KeyRing, MasterKeySource
 from gateway.registry.notices import Published
+from gateway.registry.reports import Newcomer, Reports
 from gateway.registry.settings import RegistrySettings
 from gateway.server.control import (
     Channel,
@@ -32,7 +35,10 @@ from gateway.server.control import (
     FollowerStatus,
     Message,
     Metrics,
+    Newcomers,
+    Used,
 )
+from gateway.server.keys import refresh_keys
 from gateway.server.loop import run
 from gateway.telemetry.aggregate import snapshot
 from gateway.telemetry.logs import LogSettings, setup
@@ -46,6 +52,7 @@ _RETRY_MAX_S: Final = 5.0
 """A registry that is away is asked again at least this often."""
 _COUNT_EVERY_S: Final = 60.0
 _PROGRESS_EVERY_S: Final = 2.0
+_HEAD_EVERY_S: Final = 3600.0
 _DELIVERED_PER_POLL: Final = 1_000
 
 
@@ -57,17 +64,11 @@ class FollowerSettings(BaseModel):
     log: LogSettings
     data_dir: Path
     registry: RegistrySettings
+    master_keys: MasterKeySource
 
     def to_json(self) -> bytes:
-        """For the control channel, with the registry's whole URL: it is masked everywhere else."""
-        whole = self.model_copy(update={"registry": _Unmasked(**self.registry.model_dump())})
-        return whole.model_dump_json(serialize_as_any=True).encode()
-
-
-class _Unmasked(BaseModel):
-    url: str
-    master_key_file: Path
-    poll_interval_s: float
+        """For the control channel, with the registry's whole URL: it is masked in every other JSON."""
+        return to_json(self.model_dump())
 
 
 class FollowerProcess:
@@ -79,6 +80,10 @@ class FollowerProcess:
         self._registry = CollectorRegistry()
         self._metrics = FollowerMetrics(self._registry)
         self._follower = Follower(settings.registry, settings.data_dir / "replica", wall=time.time)
+        self._keys = KeyRing(settings.master_keys)
+        self._reports = Reports(settings.registry, self._keys.sealer, time.time)
+        self._reports_failed = ""
+        self._head_at = -_HEAD_EVERY_S
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
         self._stop = asyncio.Event()
         self._said = ""
@@ -99,6 +104,8 @@ class FollowerProcess:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), wait_s)
         self._counting.cancel()
+        await self._write_reports()
+        await loop.run_in_executor(self._thread, self._reports.close)
         await loop.run_in_executor(self._thread, self._follower.close)
         self._thread.shutdown(wait=False)
 
@@ -115,6 +122,10 @@ class FollowerProcess:
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._follower.reader_check)
             case CommandDelivered():
                 self._delivered.append(message.number)
+            case Used():
+                self._reports.add_uses(message.credentials)
+            case Newcomers():
+                self._reports.add_newcomers(Newcomer(*each) for each in message.identities)
             case Drain():
                 self.stop()
             case _:
@@ -143,6 +154,10 @@ class FollowerProcess:
             self._tell("mismatch" if isinstance(exc, RegistryMismatch) else "away", str(exc))
             return min(max(waited_s * 2, self._settings.registry.poll_interval_s), _RETRY_MAX_S)
         self._tell("following", "")
+        await loop.run_in_executor(self._thread, refresh_keys, self._keys)
+        if self._reports.is_due and await self._write_reports():
+            return 0.0  # what was written is read at once
+        await self._log_head()
         if loop.time() - self._counted_at >= _COUNT_EVERY_S and self._counting.done():
             self._counted_at = loop.time()
             self._counting = loop.create_task(self._count_credentials())
@@ -155,6 +170,40 @@ class FollowerProcess:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._thread, self._follower.remove_commands, delivered)
             del self._delivered[: len(delivered)]
+
+    async def _write_reports(self) -> bool:
+        """Write what workers reported; whether that went well."""
+        if not self._reports.is_due:
+            return False
+        loop = asyncio.get_running_loop()
+        try:
+            enrolments = await loop.run_in_executor(self._thread, self._reports.flush)
+        except RegistryError as exc:
+            if (reason := str(exc)) != self._reports_failed:
+                log.warning("reports_not_written", reason=reason, note="they are kept and tried again")
+                self._reports_failed = reason
+            return False
+        self._reports_failed = ""
+        for newcomer, refused in enrolments:
+            self._metrics.enrolments.labels("added" if refused is None else "refused").inc()
+            log.info(
+                "device_enrolled" if refused is None else "enrolment_refused",
+                device=newcomer.identity,
+                address=newcomer.address,
+                **({} if refused is None else {"reason": refused}),
+            )
+        return True
+
+    async def _log_head(self) -> None:
+        """Once an hour: a head that is kept apart from the database finds an audit that was cut off."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._head_at < _HEAD_EVERY_S:
+            return
+        with contextlib.suppress(RegistryError):  # the next poll meets it, too, and tells
+            head = await loop.run_in_executor(self._thread, self._reports.audit_head)
+            if head is not None:
+                log.info("audit_head", head=str(head))
+            self._head_at = loop.time()
 
     async def _count_credentials(self) -> None:
         """Refresh the gauge, once a minute: it is never counted at a scrape."""

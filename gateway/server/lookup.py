@@ -16,20 +16,23 @@ from typing import Final
 
 import structlog
 
-from gateway.errors import RegistryMismatch
+from gateway.errors import RegistryError
+from gateway.registry.derivation import derive_key
 from gateway.registry.identities import is_identity
 from gateway.registry.notices import Overlay
 from gateway.registry.records import CommandRecord, CredentialRecord, RealmRecord, identity_key
 from gateway.registry.replica import ReplicaReader
-from gateway.registry.sealing import Sealer, credential_context, secret_context
+from gateway.registry.sealing import Sealer, credential_context, realm_context, secret_context
 from gateway.telemetry.metrics import Lookup, Outcome, WorkerMetrics
 from gateway.tls.session import PskChoice
 from gateway.wire.client_hello import OfferedPsk
 
-__all__ = ["DeviceLookup", "Resolution", "refusal"]
+__all__ = ["NEWCOMER", "DeviceLookup", "Resolution", "refusal"]
 
 log = structlog.get_logger()
 
+NEWCOMER: Final = 0
+"""The device id of a session whose device is being added."""
 _IDENTITIES_MAX: Final = 8
 """How many offered identities are looked at. Devices offer one, or a ticket and one; a hello has room for a thousand."""
 _DIGEST_BYTES: Final = {"sha256": 32, "sha384": 48}
@@ -94,14 +97,15 @@ class DeviceLookup:
         """All realms by name."""
         return self._realms
 
-    def publish(self, generation: Path) -> None:
+    def publish(self, generation: Path, *, keep_overlay: bool = False) -> None:
         """Read from this generation of the replica from now on. Raises RegistryError and keeps the old one.
 
         A follower that was started again publishes the generation that is open already; LMDB opens none twice.
         """
         if self._reader is None or generation != self._generation:
             self._open_reader(generation)
-        self._overlay = {}
+        if not keep_overlay:
+            self._overlay = {}
         self.reload_realms()
 
     def _open_reader(self, generation: Path) -> None:
@@ -177,11 +181,9 @@ class DeviceLookup:
             record = self.record(realm.id, identity)
             if record is None:
                 continue
-            outcome = refusal(record, address, now)
-            if psk.binder_length and psk.binder_length != _DIGEST_BYTES[record.hash]:
-                outcome = Outcome.UNKNOWN_IDENTITY
+            outcome = self._judge(realm, record, psk, address, now)
             if outcome is Outcome.OK:
-                key = self._open(record, identity)
+                key = self._open(realm, record, identity)
                 if key is not None:
                     return Resolution(identity, key, record.hash, Outcome.OK, record)
                 outcome = Outcome.UNKNOWN_IDENTITY
@@ -189,6 +191,8 @@ class DeviceLookup:
                 refused = self._decoy(realm, psk, outcome)
         if refused is not None:
             return refused
+        if realm is not None and realm.enrolls and (newcomer := self._newcomer(realm, offered)) is not None:
+            return newcomer
         for psk in offered:
             # In TLS 1.2 there is one identity and no ticket in its place: whatever it is, it fails like a wrong key.
             if not psk.binder_length or is_identity(psk.identity):
@@ -203,10 +207,62 @@ class DeviceLookup:
         hash_name = "sha384" if psk.binder_length == _DIGEST_BYTES["sha384"] else "sha256"
         return Resolution(psk.identity, key, hash_name, outcome, None)
 
-    def _open(self, record: CredentialRecord, identity: bytes) -> bytes | None:
+    def _judge(
+        self, realm: RealmRecord, record: CredentialRecord, psk: OfferedPsk, address: str, now: float
+    ) -> Outcome:
+        """Whether what was offered may go on, as far as the record tells."""
+        if psk.binder_length and psk.binder_length != _DIGEST_BYTES[record.hash]:
+            return Outcome.UNKNOWN_IDENTITY
+        outcome = refusal(record, address, now)
+        if realm.idle_days is not None and outcome is Outcome.OK and self._is_idle(realm, record):
+            return Outcome.EXPIRED
+        return outcome
+
+    def _newcomer(self, realm: RealmRecord, offered: Sequence[OfferedPsk]) -> Resolution | None:
+        """The first offered identity, with the key that its realm derives for it: who proves it is added as a device."""
+        for psk in offered:
+            if is_identity(psk.identity) and psk.binder_length in {0, _DIGEST_BYTES["sha256"]}:
+                record = _provisional(realm, psk.identity)
+                key = self._open(realm, record, psk.identity)
+                return None if key is None else Resolution(psk.identity, key, record.hash, Outcome.OK, record)
+        return None
+
+    @staticmethod
+    def _is_idle(realm: RealmRecord, record: CredentialRecord) -> bool:
+        """Whether it was not used for more days of service than its realm allows."""
+        assert realm.idle_days is not None
+        unused_days = realm.service_day - record.used_on
+        if unused_days <= realm.idle_days:
+            return False
+        log.info("credential_idle", realm=realm.name, device=record.device, unused_days=unused_days)
+        return True
+
+    def _open(self, realm: RealmRecord, record: CredentialRecord, identity: bytes) -> bytes | None:
         try:
-            return self._sealer.open(record.sealed_key, credential_context(record.realm_id, identity))
-        except RegistryMismatch as exc:
+            if record.sealed_key:
+                return self._sealer.open(record.sealed_key, credential_context(record.realm_id, identity))
+            secret = self._sealer.open(realm.sealed_secret, realm_context(realm.id))
+            return derive_key(realm.key_source, secret, identity)
+        except RegistryError as exc:
             self._count_damaged()
             log.error("sealed_key_unusable", device=record.device, reason=str(exc))
             return None
+
+
+def _provisional(realm: RealmRecord, identity: bytes) -> CredentialRecord:
+    """What stands for a device until it is added; its ids are of nobody."""
+    return CredentialRecord(
+        credential_id=0,
+        device_id=NEWCOMER,
+        realm_id=realm.id,
+        device=identity.decode("utf-8"),
+        group=None,
+        labels={},
+        disabled=False,
+        revoked=False,
+        not_before=None,
+        not_after=None,
+        networks=(),
+        hash="sha256",
+        sealed_key=b"",
+    )

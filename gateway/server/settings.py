@@ -218,6 +218,15 @@ class LimitsSettings(Settings):
             "`too_long`. 64 KiB is far above what devices of this kind hold in memory.",
         ),
     ] = 65_536
+    sessions_per_device: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1_000,
+            description="Live sessions of one device on this node; one more ends the oldest. 0 is any number. A realm may "
+            "have its own. Devices behind bad links open a new session long before the old one is found dead.",
+        ),
+    ] = 0
 
 
 class AdminSettings(Settings):

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import os
 import platform
 import resource
@@ -38,20 +39,26 @@ from gateway.server.control import (
     DiscardDeadLetters,
     Done,
     Drain,
+    EndSession,
     FollowerStatus,
     Kick,
     ListDeadLetters,
     ListSessions,
     Message,
+    Newcomers,
     RetryDeadLetters,
     SendCommand,
+    SessionClosed,
+    SessionOpened,
     Sessions,
+    Used,
     unix_listener,
 )
 from gateway.server.dead_letters import add_up
 from gateway.server.dispatch import CommandDispatch
 from gateway.server.follower import FollowerSettings
 from gateway.server.settings import Address, AdminSettings
+from gateway.server.takeover import LimitedSession, LimitedSessions
 from gateway.server.worker import BACKLOG, WorkerSettings
 from gateway.telemetry.aggregate import Snapshot, merge, snapshot
 from gateway.telemetry.metrics import SupervisorMetrics
@@ -114,6 +121,7 @@ class Supervisor:
         )
         self._generation: Published | None = None
         self._overlay: Changed | None = None
+        self._limited = LimitedSessions()
         self._draining = False
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -182,9 +190,9 @@ class Supervisor:
                 f"worker-{number}",
                 "gateway.server.worker",
                 self._worker_configuration(number),
-                self._from_worker,
+                functools.partial(self._from_worker, f"worker-{number}"),
                 started=self._worker_started,
-                ended=lambda: self._follower.notify(CheckReaders()),
+                ended=functools.partial(self._worker_ended, f"worker-{number}"),
                 inherited=inherited,
             )
             for number in range(self._worker_count)
@@ -233,7 +241,11 @@ class Supervisor:
             worker.notify(self._overlay)
         worker.is_ready = True
 
-    async def _from_worker(self, message: Message) -> Message | None:
+    def _worker_ended(self, name: str) -> None:
+        self._limited.worker_ended(name)
+        self._follower.notify(CheckReaders())
+
+    async def _from_worker(self, name: str, message: Message) -> Message | None:
         match message:
             case CommandOutcome():
                 self._commands.settle(message)
@@ -241,6 +253,15 @@ class Supervisor:
                 self._command_delivered(message)
             case SendCommand():
                 self._spawn(self._send_command(message))
+            case Used() | Newcomers():
+                self._follower.notify(message)
+            case SessionOpened():
+                new = LimitedSession(message.since, message.session, name)
+                for surplus in self._limited.opened(message.device_id, new, message.limit):
+                    end = EndSession(message.device_id, surplus.session, message.since)
+                    self._worker(surplus.worker).notify(end)
+            case SessionClosed():
+                self._limited.closed(message.device_id, message.session)
             case _:
                 raise AssertionError(f"a worker does not say {type(message).__name__}")
         return None
@@ -260,10 +281,15 @@ class Supervisor:
         for worker in self._workers:
             worker.notify(message)
 
+    def _worker(self, name: str) -> Child:
+        return next(worker for worker in self._workers if worker.name == name)
+
     async def _from_follower(self, message: Message) -> Message | None:
         match message:
             case Published():
-                self._generation, self._overlay = message, None
+                self._generation = message
+                if self._overlay is not None and self._overlay.sequence <= message.sequence:
+                    self._overlay = None  # else a follower was started again, and its replica lacks all this
                 log.info("replica_published", sequence=message.sequence)
                 for worker in self._workers:
                     self._spawn(self._publish_to(worker, message))

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict
 from gateway.errors import ControlError, RegistryError
 from gateway.forward.route import RouteTable
 from gateway.forward.settings import BackendSettings, RouteSettings
+from gateway.registry.masterkeys import KeyRing, MasterKeySource
 from gateway.registry.notices import Changed, Published
-from gateway.registry.sealing import MasterKey, Sealer
 from gateway.server.command_sources import CommandSources
 from gateway.server.commands import CommandSender
 from gateway.server.connection import STOP_S, DeviceConnection, Services
@@ -36,6 +36,7 @@ from gateway.server.control import (
     DiscardDeadLetters,
     Done,
     Drain,
+    EndSession,
     Kick,
     ListDeadLetters,
     ListSessions,
@@ -47,9 +48,11 @@ from gateway.server.control import (
 )
 from gateway.server.dead_letters import handle_dead_letters
 from gateway.server.deadlines import TICK_S, Deadlines
+from gateway.server.keys import refresh_keys
+from gateway.server.life import SessionLife
 from gateway.server.limits import ConnectionLimits
 from gateway.server.listener import Listener
-from gateway.server.lookup import DeviceLookup, refusal
+from gateway.server.lookup import NEWCOMER, DeviceLookup, refusal
 from gateway.server.loop import run
 from gateway.server.routes import LiveRoutes
 from gateway.server.sessions import SessionIndex
@@ -67,6 +70,8 @@ BACKLOG: Final = 4096
 """Connections that the kernel completes and keeps while the worker is busy (bounded by net.core.somaxconn)."""
 
 
+_KEYS_EVERY_S: Final = 2.0
+"""How often the file with the master keys is looked at: one more key may be there."""
 GC_THRESHOLDS: Final = (20_000, 50, 50)
 """Sessions leave no cycles behind, so looking for some at every 700 objects, as is Python's default, finds nothing."""
 
@@ -83,7 +88,7 @@ class WorkerSettings(BaseModel):
     log: LogSettings
     data_dir: Path
     drain_s: float
-    master_key_file: Path
+    master_keys: MasterKeySource
     limits: LimitsSettings
     listeners: tuple[ListenerSettings, ...]
     routes: tuple[RouteSettings, ...]
@@ -111,7 +116,8 @@ class Worker:
         }
         metrics = WorkerMetrics(self._registry)
         self._observe_revocation = metrics.revocation.observe
-        self._lookup = DeviceLookup(Sealer([MasterKey.from_file(settings.master_key_file)]), metrics)
+        self._keys = KeyRing(settings.master_keys)
+        self._lookup = DeviceLookup(self._keys.sealer, metrics)
         self._contexts = ContextStore()
         self._routes = LiveRoutes(
             RouteTable(settings.routes, settings.backends),
@@ -135,6 +141,13 @@ class Worker:
         self._command_sources = CommandSources(
             settings.backends, tell, payload_bytes_max=settings.limits.message_bytes_max, wall=time.time
         )
+        self._life = SessionLife(
+            self._sessions,
+            self._lookup,
+            settings.limits.sessions_per_device,
+            tell,
+            self._observe_revocation,
+        )
         self._deadlines: Deadlines[DeviceConnection] = Deadlines(time.monotonic())
         self._services = Services(
             settings=settings.limits,
@@ -144,7 +157,7 @@ class Worker:
             deadlines=self._deadlines,
             lookup=self._lookup,
             routes=self._routes,
-            sessions=self._sessions,
+            life=self._life,
             commands=self._commands,
             is_debugging=settings.log.level == "debug",
         )
@@ -152,6 +165,8 @@ class Worker:
             Listener(listener, self._routes.alpn, self._lookup, self._contexts, metrics)
             for listener in settings.listeners
         ]
+        self._keys_looked_at = time.monotonic()
+        self._sequence = 0
         self._servers: list[asyncio.Server] = []
         self._draining = asyncio.Event()
         self._drain_s = settings.drain_s
@@ -174,7 +189,7 @@ class Worker:
         """What the supervisor says."""
         match message:
             case Published():
-                await self._publish(Path(message.path))
+                await self._publish(message)
             case Changed():
                 self._registry_changed(message)
             case Collect():
@@ -195,6 +210,8 @@ class Worker:
                 self._commands.settled(message.device_id, message.number)
             case ListDeadLetters() | RetryDeadLetters() | DiscardDeadLetters():
                 return await handle_dead_letters(self._routes, message)
+            case EndSession():
+                self._end_session(message)
             case Drain():
                 self.drain(message.drain_s)
             case _:
@@ -207,13 +224,16 @@ class Worker:
 
     # Registry
 
-    async def _publish(self, generation: Path) -> None:
+    async def _publish(self, published: Published) -> None:
+        # A follower that was started again lacks what it could not write: what was revoked stays revoked.
+        is_older = published.sequence < self._sequence
         try:
-            self._lookup.publish(generation)
+            self._lookup.publish(Path(published.path), keep_overlay=is_older)
         except RegistryError as exc:
             raise ControlError(str(exc)) from exc
         self._contexts.keep((realm.hint, realm.record_bytes_max) for realm in self._lookup.realms.values())
         self._check_sessions(self._sessions, None)
+        self._life.changed(time.time(), realms=True)
         for session in self._sessions:
             self._commands.connected(session)
         if not self._servers and not self._draining.is_set():
@@ -222,6 +242,7 @@ class Worker:
     def _registry_changed(self, change: Changed) -> None:
         if not self._lookup.is_ready:
             return
+        self._sequence = change.sequence
         self._lookup.replace_overlay(change.overlay)
         if change.realms:
             self._lookup.reload_realms()
@@ -229,22 +250,33 @@ class Worker:
                 (realm.hint, realm.record_bytes_max) for realm in self._lookup.realms.values()
             )
         self._check_sessions(self._sessions.of_devices(change.devices), change.committed_at)
+        self._life.changed(time.time(), realms=change.realms)
         self._commands.changed(change.devices, self._sessions.of_devices(change.devices))
 
     def _check_sessions(self, sessions: Iterable[DeviceConnection], committed_at: float | None) -> None:
         """Evaluate again what let these devices in, and stop those that would not come in now."""
         now = time.time()
         for session in sessions:
+            if session.device_id == NEWCOMER:
+                continue
             record = self._lookup.record(session.realm_id, session.identity.encode("utf-8"))
             if record is None or record.credential_id != session.credential_id:
                 reason = "removed"
             elif (outcome := refusal(record, session.address, now)) is not Outcome.OK:
                 reason = outcome.value
             else:
+                self._life.file_end(session, record.not_after)
                 continue
             session.stop(reason)
             if committed_at is not None:
                 self._observe_revocation(max(0.0, time.time() - committed_at))
+
+    def _end_session(self, message: EndSession) -> None:
+        """A newer session of its device took its place, in whichever worker."""
+        for session in self._sessions.of_devices([(message.device_id, message.device_id)]):
+            if session.session_id == message.session and session.is_live:
+                session.stop("replaced")
+                self._observe_revocation(max(0.0, time.time() - message.since))
 
     # Accepting
 
@@ -271,6 +303,10 @@ class Worker:
             connection.deadline_passed()
             if connection.phase is not connection.phase.GONE:
                 self._deadlines.add(connection)
+        self._life.tick(time.time())
+        if time.monotonic() >= self._keys_looked_at + _KEYS_EVERY_S:
+            self._keys_looked_at = time.monotonic()
+            refresh_keys(self._keys)
         self._loop.call_later(TICK_S, self._tick)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -293,6 +329,7 @@ class Worker:
         for socks in self._sockets.values():
             for sock in socks:
                 sock.close()
+        self._life.report()
         for connection in self._deadlines:
             connection.stop("the gateway stops", max(STOP_S, _SETTLE_SHARE * self._drain_s))
         while any(True for _ in self._deadlines) and self._loop.time() < deadline:  # noqa: ASYNC110 - thousands end at once

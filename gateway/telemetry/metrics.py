@@ -65,6 +65,7 @@ class CredentialState(enum.StrEnum):
     REVOKED = "revoked"
     EXPIRED = "expired"
     NOT_YET_VALID = "not_yet_valid"
+    IDLE = "idle"
 
 
 class WorkerMetrics:
@@ -205,6 +206,14 @@ class FollowerMetrics:
         self.credentials = Gauge(
             "pskgw_credentials", "Credentials by state, counted once a minute.", ["state"], registry=registry
         )
+        self.enrolments = Counter(
+            "pskgw_enrolments",
+            "Devices that were added, or refused, after they proved the key that their realm derives.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("added", "refused"):
+            self.enrolments.labels(outcome)  # present from the start, so that a first increase is seen as one
         ProcessCollector(registry=registry)
 
 

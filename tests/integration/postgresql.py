@@ -98,6 +98,19 @@ class PostgresServer:
     def drop_database(self, name: str) -> None:
         self._administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
+    def dump(self, url: str) -> bytes:
+        """Everything in a database, as pg_dump writes it."""
+        database = url.partition("@/")[2].partition("?")[0]
+        command = [
+            str(self._programs / "pg_dump"),
+            "--host",
+            str(self._folder),
+            "--username",
+            "postgres",
+            database,
+        ]
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
     def _administer(self, statement: str) -> None:
         with psycopg.connect(
             f"host={self._folder} user=postgres dbname=postgres", autocommit=True

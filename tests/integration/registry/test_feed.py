@@ -11,11 +11,12 @@ from sqlalchemy import Connection, Engine, func, insert, select
 
 from gateway.registry import feed, schema
 from gateway.registry.database import make_engine, read, write
-from gateway.registry.ledger import Author, Entry, record_change, utc_now
+from gateway.registry.ledger import Author, Entry, Ledger, utc_now
 from gateway.registry.settings import RegistrySettings
 from gateway.registry.store import NewDevice, Registry
 
 AUTHOR = Author("alice", "console.example")
+LEDGER = Ledger(AUTHOR, utc_now, bytes(32))
 DEADLINE_S = 30
 
 
@@ -53,7 +54,7 @@ def test_a_writer_that_commits_late_is_not_skipped(postgres_engine: Engine) -> N
         def work(connection: Connection) -> int:
             device_id = add_device(connection, "slow")
             entry = Entry("device", device_id, device_id, "add-device", "slow")
-            sequence = record_change(connection, entry, AUTHOR, utc_now)
+            sequence = LEDGER.record(connection, entry)
             slow_has_sequence.set()
             assert slow_may_commit.wait(DEADLINE_S)
             committed.append("slow")
@@ -65,7 +66,7 @@ def test_a_writer_that_commits_late_is_not_skipped(postgres_engine: Engine) -> N
         def work(connection: Connection) -> int:
             device_id = add_device(connection, "quick")
             entry = Entry("device", device_id, device_id, "add-device", "quick")
-            sequence = record_change(connection, entry, AUTHOR, utc_now)
+            sequence = LEDGER.record(connection, entry)
             committed.append("quick")
             return sequence
 
@@ -109,13 +110,13 @@ def test_a_long_write_holds_the_feed_at_its_end_only(postgres_engine: Engine) ->
             slow_has_rows.set()
             assert slow_may_go_on.wait(DEADLINE_S)
             entry = Entry("device", device_id, device_id, "add-device", "slow")
-            return record_change(connection, entry, AUTHOR, utc_now)
+            return LEDGER.record(connection, entry)
 
         return write(engine, work)
 
     def quick(connection: Connection) -> int:
         device_id = add_device(connection, "quick")
-        return record_change(connection, Entry("device", device_id, device_id, "a", "q"), AUTHOR, utc_now)
+        return LEDGER.record(connection, Entry("device", device_id, device_id, "a", "q"))
 
     with ThreadPoolExecutor(1) as pool:
         slow_done = pool.submit(slow)

@@ -16,11 +16,13 @@ from gateway.errors import ConfigurationError, RegistryMismatch, RegistryUnavail
 from gateway.registry import feed, follower as follower_module, ledger, schema
 from gateway.registry.database import make_engine, write
 from gateway.registry.follower import Follower
-from gateway.registry.ledger import Author, Entry, record_change, utc_now
+from gateway.registry.ledger import Author, Entry, Ledger, utc_now
 from gateway.registry.notices import Changed, Notice, Published
+from gateway.registry.realms import NewRealm
 from gateway.registry.records import CredentialRecord
 from gateway.registry.replica import MAP_BYTES, current_generation
-from gateway.registry.sealing import MasterKey, Sealer, credential_context
+from gateway.registry.reports import Newcomer, Reports
+from gateway.registry.sealing import MasterKey, Sealer, credential_context, secret_context
 from gateway.registry.settings import RegistrySettings
 from gateway.registry.store import NewDevice, Registry
 from tests.integration.postgresql import PostgresServer
@@ -28,6 +30,7 @@ from tests.integration.registry import lookups
 from tests.integration.registry.lookups import View
 
 AUTHOR = Author("alice", "console.example")
+LEDGER = Ledger(AUTHOR, utc_now, bytes(32))
 
 
 class Clock:
@@ -240,7 +243,7 @@ def import_devices(engine: Engine, number: int, prefix: str = "m") -> tuple[int,
             ],
         )
         ids = [row.id for row in rows]
-        record_change(connection, Entry("device", min(ids), max(ids), "import", ""), AUTHOR, utc_now)
+        LEDGER.record(connection, Entry("device", min(ids), max(ids), "import", ""))
         return min(ids), max(ids)
 
     return write(engine, work)
@@ -801,3 +804,121 @@ def test_no_key_is_in_the_replica(
         content = path.read_bytes()
         assert key.reveal() not in content
         assert key.hex().encode() not in content
+
+
+# Last use, tombstones, sealed secrets
+
+
+def test_a_use_reaches_the_replica_and_tells_no_worker_to_look_again(
+    registry: Registry, follower: Follower, look: Worker
+) -> None:
+    for name in "abc":
+        registry.add_device(NewDevice(identity=name))
+    registry.begin_service_day()
+    change = poll_once(follower)
+    assert change.realms, "the day stands in the realms"
+    registry.record_uses({1: utc_now(), 3: utc_now()})
+    change = poll_once(follower)
+    assert (change.devices, change.realms, change.overlay) == ((), False, {})
+    view = look.look("a", "b", "c")
+    assert {name: record.used_on for name, record in view.credentials.items()} == {"a": 1, "b": -1, "c": 1}
+
+
+def test_uses_are_not_lost_when_changes_come_between(
+    registry: Registry, follower: Follower, look: Worker
+) -> None:
+    registry.add_device(NewDevice(identity="a"))
+    registry.add_device(NewDevice(identity="b"))
+    poll(follower)
+    registry.begin_service_day()
+    registry.record_uses({1: utc_now()})
+    registry.set_device_enabled("default", "b", enabled=False)
+    registry.record_uses({2: utc_now()})
+    poll(follower)
+    view = look.look("a", "b")
+    assert {name: record.used_on for name, record in view.credentials.items()} == {"a": 1, "b": 1}
+    assert not view.credentials["b"].enabled
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_removed_device_of_derived_keys_is_known_as_such(
+    *,
+    settings: RegistrySettings,
+    registry: Registry,
+    replica_dir: Path,
+    clock: Clock,
+    look: Worker,
+    copied: bool,
+) -> None:
+    registry.found_realm(NewRealm(name="r", key_source="derived-hmac"))
+    registry.add_device(NewDevice(identity="a", realm="r"))
+    realm_id = registry.realm("r").id
+    with opened(settings, replica_dir, clock) as follower:
+        if not copied:
+            poll(follower)
+        registry.remove_device("r", "a")
+        poll(follower)
+        record = look.look("a", realm_id=realm_id).credentials["a"]
+        assert (record.revoked, record.credential_id, record.sealed_key) == (True, 0, b"")
+        registry.add_device(NewDevice(identity="a", realm="r"))
+        poll(follower)
+        record = look.look("a", realm_id=realm_id).credentials["a"]
+        assert (record.revoked, record.credential_id) == (False, 2)
+        registry.set_device_enabled("r", "a", enabled=False)
+        poll(follower)
+        assert look.look("a", realm_id=realm_id).credentials["a"].disabled
+
+
+def test_what_is_sealed_anew_reaches_the_replica(
+    settings: RegistrySettings, registry: Registry, follower: Follower, look: Worker
+) -> None:
+    added = registry.add_device(NewDevice(identity="a"))
+    poll(follower)
+    path = settings.master_key_file
+    path.write_text("ab" * 32 + "\n" + path.read_text())
+    with Registry(settings, AUTHOR) as resealer:
+        list(resealer.reseal())
+    poll(follower)
+    sealer = Sealer([MasterKey.from_file(path)])
+    record = look.look("a").credentials["a"]
+    assert sealer.open(record.sealed_key, credential_context(1, b"a")) == added.key.reveal()
+    assert follower._meta is not None
+    for name, sealed in follower._meta.secrets.items():
+        assert len(sealer.open(sealed, secret_context(name))) == 32
+
+
+def test_reports_wait_for_a_registry_that_is_away(
+    settings: RegistrySettings, registry: Registry, clock: Clock, tmp_path: Path
+) -> None:
+    if not settings.url.startswith("sqlite"):
+        pytest.skip("a file is moved away")
+    registry.found_realm(NewRealm(name="r", key_source="derived-hmac", enroll="first-use"))
+    realm_id = registry.realm("r").id
+    registry.add_device(NewDevice(identity="a"))
+    registry.begin_service_day()
+    reports = Reports(settings, settings.master_keys().sealer(), clock)
+
+    def is_due() -> bool:
+        return reports.is_due
+
+    assert is_due(), "today was not counted by this process"
+    assert reports.flush() == []
+    assert not is_due()
+    reports.add_uses({1: clock.now})
+    reports.add_newcomers([Newcomer(realm_id, "n", "192.0.2.1"), Newcomer(77, "m", "192.0.2.1")])
+    file = tmp_path / "registry.db"
+    file.rename(tmp_path / "away.db")
+    with pytest.raises(RegistryUnavailable):
+        reports.flush()
+    assert is_due()
+    (tmp_path / "away.db").rename(file)
+    clock.now += 20
+    enrolled, refused = reports.flush()
+    assert (enrolled.newcomer.identity, enrolled.refused) == ("n", None)
+    assert (refused.newcomer.identity, refused.refused) == ("m", "realm None enrols nobody any more")
+    assert not is_due()
+    reports.add_newcomers([refused.newcomer])
+    assert not is_due(), "what was refused is not tried again at once"
+    assert registry.device("default", "a").credentials[0].last_used_at is not None
+    assert reports.audit_head() == registry.audit_head()
+    reports.close()

@@ -17,7 +17,7 @@ def test_realms_are_added_and_listed(run: Run) -> None:
     ]
     assert all(realm["created_at"].endswith("Z") for realm in realms)
     table = run("list-realms").out
-    assert table.splitlines()[0].split() == ["REALM", "HINT", "RECORD", "BYTES", "ADDED"]
+    assert table.splitlines()[0].split() == ["REALM", "HINT", "KEYS", "RECORD", "BYTES", "ADDED"]
     assert "plant hint" in table
 
 

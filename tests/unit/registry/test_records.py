@@ -19,6 +19,7 @@ credential_records = st.builds(
     networks=st.lists(st.text(), max_size=3).map(tuple),
     hash=st.sampled_from(["sha256", "sha384"]),
     sealed_key=st.binary(),
+    used_on=st.integers(-1, 2**31),
 )
 
 
@@ -42,9 +43,18 @@ def test_a_later_version_may_add_fields() -> None:
         colour: str | None = None
 
     old = RealmRecord(1, "default", None)
-    new = Extended(1, "default", None, None, "red")
+    new = Extended(1, "default", None, colour="red")
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=Extended) == Extended(1, "default", None)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(new), type=RealmRecord) == old
+
+
+def test_records_of_before_are_read_with_defaults() -> None:
+    realm = msgspec.msgpack.decode(msgspec.msgpack.encode([1, "default", None]), type=RealmRecord)
+    assert realm == RealmRecord(1, "default", None)
+    assert (realm.key_source, realm.enrolls, realm.idle_days, realm.service_day) == ("stored", False, None, 0)
+    fields = [1, 2, 3, "m", None, {}, False, False, None, None, [], "sha256", b"sealed"]
+    record = msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=CredentialRecord)
+    assert (record.device_id, record.sealed_key, record.used_on) == (2, b"sealed", 0)
 
 
 def test_a_credential_is_enabled_unless_disabled_or_revoked() -> None:

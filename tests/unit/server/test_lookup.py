@@ -5,23 +5,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.errors import RegistryMismatch
+from gateway.registry.derivation import derive_key
 from gateway.registry.records import CredentialRecord, RealmRecord, identity_key
 from gateway.registry.replica import FORMAT, ReplicaMeta, create_generation
-from gateway.registry.sealing import MasterKey, Sealer, credential_context, secret_context
-from gateway.server.lookup import DeviceLookup, Resolution, refusal
+from gateway.registry.sealing import MasterKey, Sealer, credential_context, realm_context, secret_context
+from gateway.server.lookup import NEWCOMER, DeviceLookup, Resolution, refusal
 from gateway.telemetry.metrics import Outcome, WorkerMetrics
 from gateway.wire.client_hello import OfferedPsk
 
+SEALER = Sealer([MasterKey(bytes(32))])
 REALM = RealmRecord(1, "default", None)
 OTHER = RealmRecord(2, "other", "hint")
+SECRET = b"s" * 32
+DERIVED = RealmRecord(
+    3, "derived", None, key_source="derived-hmac", sealed_secret=SEALER.seal(SECRET, realm_context(3))
+)
+FIRST_USE = msgspec.structs.replace(DERIVED, enrolls=True)
 ADDRESS = "192.0.2.7"
 NOW = 1_000_000.0
 KEY = b"k" * 32
-SEALER = Sealer([MasterKey(bytes(32))])
 
 
 def record(identity: str, **changes: Any) -> CredentialRecord:
@@ -56,12 +63,21 @@ RECORDS = {
 }
 
 
+DERIVED_RECORDS = {
+    "unit": record("unit", realm_id=3, sealed_key=b"", used_on=10),
+    "removed": record("removed", realm_id=3, sealed_key=b"", credential_id=0, revoked=True),
+}
+
+
 @pytest.fixture
 def lookup(tmp_path: Path) -> Iterator[DeviceLookup]:
     writer = create_generation(tmp_path)
     secrets = {"decoy": SEALER.seal(b"d" * 32, secret_context("decoy"))}
     with writer.batch() as batch:
         batch.put_credentials({identity_key(1, name.encode()): value for name, value in RECORDS.items()})
+        batch.put_credentials(
+            {identity_key(3, name.encode()): value for name, value in DERIVED_RECORDS.items()}
+        )
         batch.replace_realms([REALM, OTHER])
         batch.put_meta(ReplicaMeta(FORMAT, "registry", 1, time.time(), secrets))
     generation = writer.generation
@@ -237,3 +253,77 @@ def test_a_window_begins_at_its_start_and_ends_at_its_end() -> None:
     assert refusal(windowed, ADDRESS, NOW - 0.001) is Outcome.NOT_YET_VALID
     assert refusal(windowed, ADDRESS, NOW) is Outcome.OK
     assert refusal(windowed, ADDRESS, NOW + 1) is Outcome.EXPIRED
+
+
+def derived(identity: str) -> bytes:
+    return derive_key("derived-hmac", SECRET, identity.encode())
+
+
+@pytest.mark.parametrize("binder", [0, 32])
+def test_a_derived_key_is_computed_for_registered_devices(lookup: DeviceLookup, binder: int) -> None:
+    found = resolve(lookup, "unit", realm=DERIVED, binder=binder)
+    assert found is not None
+    assert (found.outcome, found.key) == (Outcome.OK, derived("unit"))
+    unknown = resolve(lookup, "nobody", realm=DERIVED, binder=binder)
+    assert unknown is not None
+    assert unknown.outcome is Outcome.UNKNOWN_IDENTITY
+    assert unknown.key != derived("nobody")
+
+
+@pytest.mark.parametrize(
+    "realm",
+    [
+        msgspec.structs.replace(DERIVED, key_source="derived-later"),
+        msgspec.structs.replace(DERIVED, sealed_secret=b""),
+        msgspec.structs.replace(DERIVED, sealed_secret=SEALER.seal(SECRET, realm_context(4))),
+    ],
+)
+def test_a_realm_whose_secret_is_no_use_knows_nobody(lookup: DeviceLookup, realm: RealmRecord) -> None:
+    found = resolve(lookup, "unit", realm=realm)
+    assert found is not None
+    assert found.outcome is Outcome.UNKNOWN_IDENTITY
+    assert found.record is None
+
+
+@pytest.mark.parametrize("binder", [0, 32])
+def test_a_newcomer_gets_the_key_that_its_realm_derives(lookup: DeviceLookup, binder: int) -> None:
+    found = resolve(lookup, b"\xff ticket", "newcomer", realm=FIRST_USE, binder=binder)
+    assert found is not None
+    assert (found.identity, found.outcome, found.key) == (b"newcomer", Outcome.OK, derived("newcomer"))
+    assert found.record is not None
+    assert (found.record.device_id, found.record.device) == (NEWCOMER, "newcomer")
+
+
+def test_a_device_goes_before_a_newcomer_and_a_removed_one_stays_out(lookup: DeviceLookup) -> None:
+    found = resolve(lookup, "newcomer", "unit", realm=FIRST_USE)
+    assert found is not None
+    assert found.identity == b"unit"
+    removed = resolve(lookup, "removed", realm=FIRST_USE)
+    assert removed is not None
+    assert (removed.outcome, removed.record) == (Outcome.REVOKED, None)
+    assert removed.key != derived("removed")
+    other_hash = resolve(lookup, "newcomer", realm=FIRST_USE, binder=48)
+    assert other_hash is not None
+    assert other_hash.outcome is Outcome.UNKNOWN_IDENTITY
+
+
+@pytest.mark.parametrize(
+    ("idle_days", "service_day", "outcome"),
+    [(None, 1000, Outcome.OK), (5, 15, Outcome.OK), (5, 16, Outcome.EXPIRED), (5, 3, Outcome.OK)],
+)
+def test_a_credential_is_idle_after_so_many_days_of_service(
+    lookup: DeviceLookup, idle_days: int | None, service_day: int, outcome: Outcome
+) -> None:
+    realm = msgspec.structs.replace(DERIVED, idle_days=idle_days, service_day=service_day)
+    found = resolve(lookup, "unit", realm=realm)
+    assert found is not None
+    assert found.outcome is outcome
+
+
+def test_an_overlay_outlives_a_follower_that_starts_again(lookup: DeviceLookup, tmp_path: Path) -> None:
+    (generation,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    lookup.replace_overlay({identity_key(1, b"good"): None})
+    lookup.publish(generation, keep_overlay=True)
+    found = resolve(lookup, "good")
+    assert found is not None
+    assert found.outcome is Outcome.UNKNOWN_IDENTITY
