@@ -133,7 +133,8 @@ def credential_pages(connection: Connection) -> Iterator[Credentials]:
     the changes after it afterwards.
     """
     credentials = schema.credentials.c
-    yield _tombstones(connection, [(0, _ANY_ID)])
+    if tombstones := _tombstones(connection, [(0, _ANY_ID)]):
+        yield tombstones
     last_id = 0
     while True:
         rows = connection.execute(

@@ -211,4 +211,4 @@ def test_credentials_are_counted_by_state(settings: RegistrySettings, engine: En
         registry.set_device_enabled("default", "disabled", enabled=False)
     with read(engine) as connection:
         states = feed.credential_states(connection, now.timestamp())
-    assert states == {"active": 1, "expired": 1, "not_yet_valid": 1, "disabled": 1, "revoked": 0}
+    assert states == {"active": 1, "expired": 1, "not_yet_valid": 1, "disabled": 1, "revoked": 0, "idle": 0}

@@ -70,6 +70,7 @@ def test_a_device_is_changed_and_shown(run: Run) -> None:
         ("update-device", "m", "--not-after", "soon"),
         ("update-realm", "default"),
         ("update-realm", "default", "--hint", "h", "--no-hint"),
+        ("update-realm", "default", "--record-bytes-max", "512", "--no-record-bytes-max"),
         ("update-realm", "default", "--sessions-per-device", "0", "--no-sessions-per-device"),
         ("add-realm", "r", "--key-source", "else"),
         ("audit-log", "--head", "1-00"),
@@ -86,10 +87,15 @@ def test_realms_are_shown_changed_and_removed(run: Run) -> None:
     shown = run("show-realm", "f", "--json").document
     assert shown | {"created_at": ""} == {
         "realm": "f", "hint": None, "key_source": "derived-hkdf", "enroll": "first-use", "idle_days": None,
-        "sessions_per_device": None, "created_at": "", "devices": 0,
+        "sessions_per_device": None, "record_bytes_max": None, "created_at": "", "devices": 0,
     }  # fmt: skip
     assert added["secret"] not in run("show-realm", "f").out
     assert run("update-realm", "f", "--idle-days", "30", "--json").document["idle_days"] == 30
+    bounded = run("update-realm", "f", "--record-bytes-max", "512", "--json").document
+    assert (bounded["record_bytes_max"], bounded["idle_days"]) == (512, 30)
+    assert "records of 63 bytes" in run("update-realm", "f", "--record-bytes-max", "63", status=1).err
+    unbounded = run("update-realm", "f", "--no-record-bytes-max", "--json").document
+    assert unbounded["record_bytes_max"] is None
     run("add-device", "d", "--realm", "f")
     assert "realm 'f' has 1 device" in run("remove-realm", "f", status=1).err
     assert run("remove-realm", "f", "--with-devices").out == "Removed realm f with its device.\n"
