@@ -112,7 +112,7 @@ async def _serve(listen: "Address", dialer: "Dialer", settings: "TunnelSettings"
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     host, port = await serving.open(listen.host, listen.port)
     gc.collect()
-    gc.freeze()  # what is loaded stays: looking at it again and again took a third of the CPU time of a connection
+    gc.freeze()  # what is loaded stays: looking at it again and again costs CPU time with every connection
     gc.set_threshold(*GC_THRESHOLDS)
     where = type(listen)(host, port)
     print(f"listening on {where}, connecting to {dialer.where}", file=sys.stderr, flush=True)
