@@ -32,7 +32,7 @@ run: .venv/installed
 	@exec $(CTL) run --config var/gateway.toml
 
 test: .venv/installed-dev peers
-	$(BIN)/python -m pytest -m "not prove"
+	$(BIN)/python -m pytest -m "not prove" --numprocesses 3 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check

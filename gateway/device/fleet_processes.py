@@ -6,6 +6,7 @@ Keys travel over the pipe, never on a command line.
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -103,6 +104,8 @@ class _Child:
 
     async def run(self) -> None:
         fleet = Fleet(self.plan)
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not look at it again
         loop = asyncio.get_running_loop()
         # Ctrl-C reaches all processes of the terminal; the parent decides.
         loop.add_signal_handler(signal.SIGINT, lambda: None)

@@ -33,8 +33,8 @@ class Stage:
         return int(self.gateway.metric_by("outcome", "pskgw_handshakes_total")["rate_limited"])
 
 
-@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
-def shared_stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+@pytest.fixture(scope="module")
+def shared_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with Service(echo) as echoing, Service(pours(POURED)) as pouring:
         gateway = new_gateway(
             tmp_path_factory.mktemp("limits") / "gateway",
@@ -51,7 +51,6 @@ def shared_stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
             '[[routes]]\nname = "stream"\nframing = "stream"\nbackend = "echo"\n',
             backends=f'[backends.echo]\nkind = "tcp"\nurl = "{echoing.url}"\n'
             f'[backends.pour]\nkind = "tcp"\nurl = "{pouring.url}"\n',
-            asyncio_only=request.param == "asyncio",
         )
         lines, stream, pour = gateway.add_devices(
             NewDevice(identity="lines", group="lines"),

@@ -5,10 +5,10 @@ import contextlib
 import dataclasses
 import datetime as dt
 import json
+import os
 import random
-import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pytest
 
 from gateway.registry.store import NewDevice
-from tests.support.capabilities import small_disk
+from tests.support.capabilities import Unavailable, missing, small_disk
 from tests.support.devices import TLS12, TLS13, End, TlsDevice
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 from tests.support.memory import MemoryWatch
@@ -46,7 +46,8 @@ class Stage:
     gateway: Gateway
     devices: dict[str, Device]
     port: int
-    disk: Path | None
+    no_disk: str
+    """Why there is no small disk, empty when there is one."""
 
     def connect(self, name: str, **settings: object) -> TlsDevice:
         return TlsDevice.connect(self.port, self.devices[name], **settings)
@@ -88,15 +89,15 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     devices = {device.identity: device for device in added}
     folder = gateway.directory / "disk"
     with contextlib.ExitStack() as stack:
-        disk: Path | None = folder
+        no_disk = ""
         try:
             stack.enter_context(small_disk(folder, DISK_BYTES))
-        except pytest.skip.Exception:
-            disk = None  # the one test that needs it skips itself
+        except Unavailable as exc:
+            no_disk = str(exc)
             folder.mkdir(exist_ok=True)
         stack.enter_context(running(gateway))
         wait_for(lambda: len(gateway.events("accepting")) == 2, what="both workers accept")
-        yield Stage(gateway, devices, gateway.port(), disk)
+        yield Stage(gateway, devices, gateway.port(), no_disk)
         assert gateway.stop() == 0
         assert gateway.complaints() == []
 
@@ -345,41 +346,71 @@ def test_a_device_that_never_reads_its_answers_is_held_back(
 
 
 def test_stdout_of_two_workers_has_whole_lines_only(stage: Stage) -> None:
-    added = stage.gateway.add_devices(
-        *(NewDevice(identity=f"printer-{time.monotonic_ns()}-{n}", group="stdout") for n in range(24))
+    names = print_lines(stage.gateway, "file")
+    content = stage.gateway.stdout_path.read_bytes()
+    check_printed(content, names)
+
+
+def test_a_pipe_as_stdout_gets_whole_lines_only(tmp_path: Path) -> None:
+    """A pipe takes what it has room for, so that one write is not one piece."""
+    gateway = new_gateway(
+        tmp_path / "gateway",
+        node="workers = 2",
+        routes='[[routes]]\nname = "stdout"\nframing = "lines"\ncontent_type = "text/plain"\nbackend = "stdout"\n',
+        backends='[backends.stdout]\nkind = "file"\npath = "-"\n',
     )
-    stage.gateway.wait_until_followed()
-    lines = 150
-    since = len(stage.gateway.events("session_started"))
+    os.mkfifo(gateway.stdout_path)
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(gateway.stdout_path.read_bytes)
+        with running(gateway):
+            wait_for(lambda: len(gateway.events("accepting")) == 2, what="both workers accept")
+            names = print_lines(gateway, "pipe")
+            assert gateway.stop() == 0
+            assert gateway.complaints() == []
+        check_printed(reading.result(10), names)
+
+
+PRINTERS, PRINTED = 24, 150
+
+
+def print_lines(gateway: Gateway, prefix: str) -> set[str]:
+    """Let many devices, some on each worker, send lines for stdout; their names."""
+    devices = gateway.add_devices(
+        *(NewDevice(identity=f"{prefix}-{number}", group="stdout") for number in range(PRINTERS))
+    )
+    gateway.wait_until_followed()
+    port = gateway.port()
 
     def talk(device: Device) -> None:
-        with TlsDevice.connect(stage.port, device) as connection:
-            for number in range(1, lines + 1):
+        with TlsDevice.connect(port, device) as connection:
+            for number in range(1, PRINTED + 1):
                 connection.send(f"{number} {'x' * (number * 7 % 900)}\n".encode())
                 assert number % 10 or len(connection.receive_lines(10)) == 10
 
-    threads = [threading.Thread(target=talk, args=(device,)) for device in added]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    content = stage.gateway.stdout_path.read_bytes()
-    assert content.endswith(b"\n")
-    names = {device.identity for device in added}
-    events = [event for event in map(json.loads, content.splitlines()) if event["device"] in names]
-    for name in names:
-        own = [event for event in events if event["device"] == name]
-        assert [int(event["sequence"]) for event in own] == list(range(1, lines + 1))
-        assert all(event["data"].split()[0] == str(n) for n, event in enumerate(own, 1))
-    started = [entry for entry in stage.gateway.events("session_started")[since:] if entry["device"] in names]
+    with ThreadPoolExecutor(PRINTERS) as threads:
+        for done in [threads.submit(talk, device) for device in devices]:
+            done.result()
+    names = {device.identity for device in devices}
+    started = [entry for entry in gateway.events("session_started") if entry["device"] in names]
     assert {entry["process"] for entry in started} == {"worker-0", "worker-1"}
+    return names
+
+
+def check_printed(content: bytes, names: set[str]) -> None:
+    """Everything is there once, in order for each device, and no line is torn."""
+    assert content.endswith(b"\n")
+    printed: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for event in map(json.loads, content.splitlines()):
+        printed[event["device"]].append(event)
+    for events in printed.values():
+        assert [int(event["sequence"]) for event in events] == list(range(1, PRINTED + 1))
+        assert all(event["data"].split()[0] == str(n) for n, event in enumerate(events, 1))
 
 
 def test_a_full_disk_is_answered_and_heals(stage: Stage) -> None:
-    if stage.disk is None:
-        with small_disk(stage.gateway.directory / "unused", DISK_BYTES):
-            raise AssertionError("the stage had none")
-    filler = stage.disk / "filler"
+    if stage.no_disk:
+        missing(stage.no_disk)
+    filler = stage.gateway.directory / "disk" / "filler"
     payload = b"y" * 1000
     refused = _rejected(stage, "disk", "unavailable")
     acknowledged: list[int] = []

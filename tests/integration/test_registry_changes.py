@@ -15,7 +15,7 @@ from tests.support.gateway import Device, Gateway, new_gateway, running
 
 TRIES = 20
 WITHIN_S = 1.0
-STAGGER_S = 0.08
+STAGGER_S = 0.06
 """On average between two changes, so that they meet the follower's poll (every 0.5 s) at every phase."""
 
 

@@ -17,6 +17,7 @@ from tests.support.services import Behaviour, Peer as Connection, Service, reset
 def key_file(fleet: Fleet, tmp_path: Path) -> Path:
     path = tmp_path / "meter.key"
     path.write_text(fleet["meter"].key + "\n")
+    path.chmod(0o600)
     return path
 
 
@@ -102,6 +103,7 @@ def test_answers_that_say_no(fleet: Fleet, key_file: Path) -> None:
 def test_a_refused_device_is_told_to_check(fleet: Fleet, tmp_path: Path, identity: str) -> None:
     device = Device("meter", "00" * 32) if identity in ("meter", "nobody") else fleet[identity]
     (tmp_path / "key").write_text(device.key)
+    (tmp_path / "key").chmod(0o600)
     done = connect(fleet.port, "--key-file", tmp_path / "key", identity=identity, lines="lost\n", status=1)
     assert done.stdout == ""
     assert "check both" in done.stderr
@@ -110,6 +112,7 @@ def test_a_refused_device_is_told_to_check(fleet: Fleet, tmp_path: Path, identit
 
 def test_no_route(fleet: Fleet, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(fleet["nowhere"].key)
+    (tmp_path / "key").chmod(0o600)
     with typed(fleet.port, "nowhere", tmp_path / "key") as peer:
         peer.expect(r"^error: the gateway closed the connection\n")
         assert peer.ended() == 1
@@ -142,6 +145,7 @@ def test_no_tls_there(key_file: Path, behaviour: Behaviour, said: str) -> None:
 @pytest.mark.parametrize("text", ["", "not hex", "00" * 15, "00" * 65])
 def test_a_key_that_is_none(fleet: Fleet, tmp_path: Path, text: str) -> None:
     (tmp_path / "key").write_text(text)
+    (tmp_path / "key").chmod(0o600)
     connect(fleet.port, "--key-file", tmp_path / "key", status=1)
 
 
@@ -163,6 +167,7 @@ def test_wrong_usage(key_file: Path, address: str) -> None:
 def test_the_gateway_ends_the_session(either_loop: Fleet, tmp_path: Path) -> None:
     device = either_loop.take("lines")
     (tmp_path / "key").write_text(device.key)
+    (tmp_path / "key").chmod(0o600)
     with typed(either_loop.port, device.identity, tmp_path / "key") as peer:
         peer.expect(r"^connected to ")
         either_loop.gateway.ctl("kick-device", device.identity)

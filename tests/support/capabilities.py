@@ -9,7 +9,11 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["missing", "small_disk"]
+__all__ = ["Unavailable", "missing", "small_disk"]
+
+
+class Unavailable(Exception):
+    """This machine does not have what is asked for; the text says why."""
 
 
 def missing(what: str) -> NoReturn:
@@ -21,9 +25,9 @@ def missing(what: str) -> NoReturn:
 
 @contextlib.contextmanager
 def small_disk(directory: Path, size_bytes: int) -> Iterator[None]:
-    """A file system of its own at `directory`, which fills up soon. Only root may make one."""
+    """A file system of its own at `directory`, which fills up soon. Raises Unavailable: only root may make one."""
     if os.geteuid() != 0:
-        missing("a small disk needs root to mount it")
+        raise Unavailable("a small disk needs root to mount it")
     directory.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", directory],
@@ -32,7 +36,7 @@ def small_disk(directory: Path, size_bytes: int) -> Iterator[None]:
         check=False,
     )
     if done.returncode:
-        missing(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+        raise Unavailable(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     try:
         yield
     finally:

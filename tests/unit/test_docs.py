@@ -14,9 +14,6 @@ from typer.main import get_command
 
 from gateway.cli import root_app
 from gateway.config import load
-from gateway.forward.backends.file import FileSettings
-from gateway.forward.backends.tcp import TcpSettings
-from gateway.forward.route import COMBINATIONS
 from gateway.forward.settings import RouteMatch, RouteSettings
 from gateway.registry.settings import RegistrySettings
 from gateway.server.settings import Address, AdminSettings, LimitsSettings, ListenerSettings, NodeSettings
@@ -38,8 +35,6 @@ SECTIONS: list[tuple[str, type[BaseModel], str]] = [
     ("[[listeners]]", ListenerSettings, ""),
     ("[[routes]]", RouteSettings, ""),
     ("[[routes]]", RouteMatch, "match."),
-    ("[backends.NAME]", FileSettings, ""),
-    ("[backends.NAME]", TcpSettings, ""),
 ]
 
 
@@ -87,20 +82,6 @@ def test_the_bounds_of_limits_are_those_in_force() -> None:
     for name, field in LimitsSettings.model_fields.items():
         (upper,) = [bound.le for bound in field.metadata if hasattr(bound, "le")]
         assert table[f"`{name}`"][2].replace(",", "").endswith(f" {upper:.0f}"), name
-
-
-def test_the_table_of_combinations_is_the_validator() -> None:
-    (_, *found) = [
-        row for row in rows(section(CONFIGURATION, "## [[routes]]")) if len(row) == 5 and row[1] != "---"
-    ]
-
-    def words(values: tuple[bool, ...]) -> str:
-        return " ".join(f"`{str(value).lower()}`" for value in values)
-
-    assert found == [
-        [f"`{row.framing}`", f"`{row.backend}`", f"`{row.delivery}`", words(row.ack), words(row.reply)]
-        for row in COMBINATIONS
-    ]
 
 
 def test_the_documented_configuration_loads(tmp_path: Path) -> None:

@@ -22,14 +22,22 @@ CONTRACT = {
     "pskgw_revocation_seconds": set(),
     "pskgw_credentials": {"state"},
     "pskgw_enrolments": {"outcome"},
+    "pskgw_replies_dropped": {"route"},
+    "pskgw_commands": {"outcome"},
+    "pskgw_outbox_messages": {"route"},
+    "pskgw_outbox_bytes": {"route"},
+    "pskgw_outbox_oldest_seconds": {"route"},
+    "pskgw_outbox_dead_letters": {"route"},
+    "pskgw_outbox_damaged_messages": {"route"},
+    "pskgw_outbox_commit_duration_seconds": {"route"},
 }
-"""Names (without `_total`) and labels as the contract lists them, and those that came later."""
+"""Names (without `_total`) and labels as the contract lists them, and those that joined them."""
 
 
 def test_every_metric_of_the_contract_is_exposed_with_its_labels_and_no_other() -> None:
     registries = [CollectorRegistry() for _ in range(3)]
     worker, follower = WorkerMetrics(registries[0]), FollowerMetrics(registries[1])
-    SupervisorMetrics(registries[2], version="1.2.3", python="3.11", openssl="4.0")
+    supervisor = SupervisorMetrics(registries[2], version="1.2.3", python="3.11", openssl="4.0")
     worker.handshakes.labels("tls", Outcome.OK, "1.3", "TLS_AES_128_GCM_SHA256").inc()
     worker.connections.labels("tls").set(1)
     for counter in (worker.received_bytes, worker.sent_bytes, worker.messages_received):
@@ -37,6 +45,17 @@ def test_every_metric_of_the_contract_is_exposed_with_its_labels_and_no_other() 
     worker.messages_delivered.labels("readings", "events").inc()
     worker.messages_rejected.labels("readings", "too_long").inc()
     worker.backend_duration.labels("events", "ok").observe(0.001)
+    worker.replies_dropped.labels("readings").inc()
+    for gauge in (
+        worker.outbox_messages,
+        worker.outbox_bytes,
+        worker.outbox_oldest,
+        worker.outbox_dead,
+        worker.outbox_damaged,
+    ):
+        gauge.labels("readings").set(1)
+    worker.outbox_commit_duration.labels("readings").observe(0.001)
+    supervisor.commands.labels("delivered").inc()
     follower.credentials.labels("active").set(3)
 
     body, _ = exposition(merge(snapshot(registry) for registry in registries))
