@@ -59,10 +59,10 @@ class Stage:
     is_full = False
 
     def when_free(self, resume: Callable[[], None]) -> None:
-        raise AssertionError("this route is never full")
+        raise AssertionError(f"this route is never full: {resume}")
 
     def reply_dropped(self, why: str) -> None:
-        raise AssertionError("this route carries no replies")
+        raise AssertionError(f"this route carries no replies: {why}")
 
     def submit(self, message: Message, done: Answer) -> None:
         self.submitted.append((message, done))
