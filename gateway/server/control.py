@@ -361,6 +361,8 @@ class Channel:
         self._writer.close()
 
     def _send(self, kind: int, number: int, body: Message | str) -> None:
+        if self._writer.is_closing():  # the other end is gone, and `serve` is about to say so
+            return
         frame = self._encoder.encode(_Envelope(kind, number, body))
         self._writer.write(len(frame).to_bytes(4, "big") + frame)
 

@@ -81,7 +81,7 @@ def test_each_direction_ends_on_its_own(run_async: RunAsync) -> None:
         peer = server(ignore)
         async with psk_server(peer), tunnelled(peer.port) as (_, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            await until(lambda: peer.live)
+            await until(lambda: peer.live and peer.live[0].session.is_open)
             first = peer.live[0]
             first.send(b"hello")
             first.session.close()  # close_notify, no FIN
