@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -295,7 +296,7 @@ def test_fewer_workers_deliver_what_more_have_left(tmp_path: Path) -> None:
         assert len(gateway.events("spool_adopted")) == 2
 
 
-@pytest.mark.parametrize("damage", ["head", "middle"])
+@pytest.mark.parametrize("damage", ["head", "middle", "row"])
 def test_a_damaged_spool_is_put_aside_and_saved_from(tmp_path: Path, damage: str) -> None:
     gateway = spooled_gateway(tmp_path / "g")
     fleet_devices = devices(gateway, 2)
@@ -307,9 +308,15 @@ def test_a_damaged_spool_is_put_aside_and_saved_from(tmp_path: Path, damage: str
         assert gateway.stop() == 0
         outage.end()
         (spool,) = (tmp_path / "g" / "data" / "spool" / "readings").glob("*.db")
-        with spool.open("r+b") as file:
-            file.seek(0 if damage == "head" else spool.stat().st_size // 2)
-            file.write(os.urandom(4096))
+        if damage == "row":
+            with contextlib.closing(sqlite3.connect(spool)) as connection, connection:
+                connection.execute(
+                    "UPDATE groups SET checksum = checksum + 1 WHERE number = (SELECT min(number) + 1 FROM groups)"
+                )
+        else:
+            with spool.open("r+b") as file:
+                file.seek(0 if damage == "head" else spool.stat().st_size // 2)
+                file.write(os.urandom(4096))
         gateway.start()
         with Fleet(lambda: port_of(gateway), fleet_devices) as later:
             later.wait_for_acknowledged(100)

@@ -396,7 +396,8 @@ class Outbox:
         self._arrived.set()
 
     async def _load(self) -> None:
-        """Read on behind what is in memory."""
+        """Read on behind what is in memory. What cannot be read is put aside in the file, and counts no more."""
+        damaged = self._store.damaged_messages
         try:
             groups = await self._in_thread(
                 self._store.read, self._loaded_through, self._limits.ready_weight_max // 2
@@ -414,6 +415,9 @@ class Outbox:
             self._loaded_through = groups[-1].number
         else:
             self._behind = False
+        if lost := self._store.damaged_messages - damaged:
+            log.error("spool_messages_damaged", spool=self.name, messages=lost, kept="in the table `damaged`")
+            self._recount(await self._in_thread(self._store.summary, self._loaded_through))
 
     def _forget(self, group: Group) -> None:
         self._messages -= len(group.messages)

@@ -164,6 +164,11 @@ class SpoolStore:
             self._set_aside(number)
         return groups
 
+    def summary(self, after: int) -> Summary:
+        """What there is behind group number `after`, and all dead letters."""
+        with _mapped(self.path):
+            return _summarise(self._db, after)
+
     def dead_letters(self, ids: Sequence[str] | None, limit: int) -> list[DeadLetter]:
         """Dead letters with these ids, or all; oldest first."""
         rows = self._rows("SELECT id, letter FROM dead_letters ORDER BY rowid")
