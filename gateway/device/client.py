@@ -22,7 +22,6 @@ from types import TracebackType
 from typing import Final, Self
 
 from gateway.device.backoff import BackOff
-from gateway.device.framing import FRAMINGS
 from gateway.device.incoming import Answer, Command, Receipt, Reply, decode_incoming
 from gateway.device.keyring import KeyRing
 from gateway.device.link import Dialer, Link
@@ -31,6 +30,7 @@ from gateway.device.stream import DeviceClient
 from gateway.errors import DeviceError, DeviceRefused, MessageRefused
 from gateway.tls.openssl import TlsVersion
 from gateway.wire.framing import FrameDecoder, Reason
+from gateway.wire.framings import FRAMINGS
 
 __all__ = ["Client", "ClientSettings", "DeviceClient"]
 
