@@ -31,8 +31,10 @@ run: .venv/installed
 	@echo "then a line of text; each is answered \"ok N\" once it stands in var/events.jsonl."
 	@exec $(CTL) run --config var/gateway.toml
 
+# In three processes, since tests wait more than they compute. Many of them kill, freeze and time real programs: one that
+# fails is tried once more, and the summary counts it as rerun.
 test: .venv/installed-dev peers
-	$(BIN)/python -m pytest -m "not prove" --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest -m "not prove" --numprocesses 3 --dist loadfile --reruns 1
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check
