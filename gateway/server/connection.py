@@ -19,7 +19,6 @@ import dataclasses
 import enum
 import fcntl
 import random
-import socket
 import struct
 import termios
 from collections.abc import Callable, Sequence
@@ -61,8 +60,6 @@ STOP_S: Final = 0.2
 """How long a session that the gateway ends may take to settle what is under way."""
 
 _INT: Final = struct.Struct("i")
-_TCP_CLOSE: Final = 7
-"""The state of a socket whose connection was reset, as TCP_INFO tells it (linux/tcp.h)."""
 
 _read_buffer = memoryview(bytearray(READ_BYTES))
 """One for all connections of the process: the bytes are decrypted before the event loop reads again."""
@@ -411,9 +408,6 @@ class DeviceConnection(asyncio.BufferedProtocol):
         sock = self._transport.get_extra_info("socket")
         try:
             (unacknowledged,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
-            # A reset empties the queue too, and may not have reached the event loop yet: so the state is read second.
-            if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
-                return None
         except OSError:  # closed, and we are told of it in a moment
             return None
         return bool(self._transmitted - waiting - unacknowledged >= mark)
