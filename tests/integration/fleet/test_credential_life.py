@@ -35,7 +35,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     assert "secret" not in document
     with running(gateway):
         yield gateway
-        assert not gateway.complaints()
+        # One test takes the newest master key away for a moment; a worker that looks just then says so, and gets over it.
+        assert [line for line in gateway.complaints() if "sealed_key_unusable" not in line] == []
 
 
 def ctl(gateway: Gateway, *arguments: object) -> Any:
