@@ -15,13 +15,8 @@ Deadlines are the worker's: `deadline` moves with the traffic, and `deadline_pas
 """
 
 import asyncio
-import dataclasses
-import enum
-import fcntl
 import random
-import struct
-import termios
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, cast
 
 import structlog
@@ -30,23 +25,20 @@ from gateway.errors import ControlError, LimitReached, PeerError, PeerFault
 from gateway.forward.message import uuid7
 from gateway.forward.session import Bytes, DeviceInfo, RouteSession
 from gateway.registry.records import RealmRecord
-from gateway.server.commands import CommandSender
 from gateway.server.control import SessionInfo
-from gateway.server.deadlines import Deadlines
-from gateway.server.life import SessionLife
-from gateway.server.limits import ConnectionLimits
+from gateway.server.ending import STOP_S, EndingConnection, Phase
+from gateway.server.handshake_report import failure_fields, outcome_of
 from gateway.server.listener import Listener
-from gateway.server.lookup import DeviceLookup, Resolution
-from gateway.server.routes import LiveRoute, LiveRoutes
-from gateway.server.settings import LimitsSettings
+from gateway.server.lookup import Resolution
+from gateway.server.routes import LiveRoute
+from gateway.server.services import Services
 from gateway.telemetry.metrics import Outcome
 from gateway.tls.contexts import RealmContexts
 from gateway.tls.openssl import TlsFailure, TlsVersion
 from gateway.tls.session import Data, Established, Event, Failed, PskChoice, ServerSession
 from gateway.wire.client_hello import ClientHello, OfferedPsk
-from gateway.wire.suites import suite_name
 
-__all__ = ["READ_BYTES", "STOP_S", "DeviceConnection", "Phase", "Services"]
+__all__ = ["READ_BYTES", "DeviceConnection"]
 
 log = structlog.get_logger()
 
@@ -54,105 +46,49 @@ READ_BYTES: Final = 256 * 1024
 """One read of the event loop: sixteen full records."""
 SEND_BUFFER_BYTES: Final = 64 * 1024
 """What may wait for a slow device before its route is told to pause."""
-LINGER_S: Final = 2.0
-"""How long a peer may take to read the end of a session before its connection is cut."""
-STOP_S: Final = 0.2
-"""How long a session that the gateway ends may take to settle what is under way."""
-
-_INT: Final = struct.Struct("i")
-
 _read_buffer = memoryview(bytearray(READ_BYTES))
 """One for all connections of the process: the bytes are decrypted before the event loop reads again."""
 
 
-class Phase(enum.Enum):
-    """Where a connection stands."""
-
-    HANDSHAKE = enum.auto()
-    LIVE = enum.auto()
-    CLOSING = enum.auto()
-    GONE = enum.auto()
-
-
-@dataclasses.dataclass(slots=True)
-class Services:
-    """What a worker lends to its connections. `now` is a monotonic clock, `wall` Unix seconds."""
-
-    settings: LimitsSettings
-    now: Callable[[], float]
-    wall: Callable[[], float]
-    limits: ConnectionLimits
-    deadlines: "Deadlines[DeviceConnection]"
-    lookup: DeviceLookup
-    routes: LiveRoutes
-    life: SessionLife
-    commands: CommandSender
-    is_debugging: bool
-    """Whether sessions are logged one by one; asked first, since a log call costs microseconds even when it is dropped."""
-
-
-class DeviceConnection(asyncio.BufferedProtocol):
+class DeviceConnection(EndingConnection):
     """A protocol for the event loop, the policy of its TLS session, and the device's end for its route."""
 
     __slots__ = (
         "_accepted_at",
-        "_finished",
         "_in_flight",
         "_listener",
         "_live_route",
-        "_opening",
-        "_peer_finished",
         "_realm",
-        "_receiving",
         "_resolution",
         "_route",
-        "_services",
-        "_session",
         "_since",
-        "_stopping",
-        "_transmitted",
-        "_transport",
         "address",
         "cipher",
         "credential_id",
-        "deadline",
         "device",
         "device_id",
         "identity",
         "not_after",
-        "phase",
         "realm",
         "realm_id",
         "received_bytes",
         "sent_bytes",
         "service_day",
         "session_id",
-        "slot",
         "tls_version",
     )  # fmt: skip
 
     def __init__(self, listener: Listener, services: Services) -> None:
+        super().__init__(services, ServerSession(self))
         self._listener = listener
-        self._services = services
-        self._session = ServerSession(self)
-        self._transport: asyncio.Transport | None = None
         self._route: RouteSession | None = None
         self._live_route: LiveRoute | None = None
         self._realm: RealmRecord | None = None
         self._resolution: Resolution | None = None
         self._accepted_at = 0.0
         self._since = 0.0
-        self._transmitted = 0
         self._in_flight = False
-        self._opening = False
-        self._receiving = False
-        self._finished = False
-        self._stopping = False
-        self._peer_finished = False
-        self.phase = Phase.GONE
         self.address = ""
-        self.deadline = 0.0
-        self.slot = 0
         self.realm = ""
         self.realm_id = 0
         self.device = ""
@@ -295,40 +231,10 @@ class DeviceConnection(asyncio.BufferedProtocol):
         self._session.send(data)
         self._flush()
 
-    def finish(self) -> None:
-        """Say close_notify and end our direction."""
-        if self.phase is not Phase.LIVE or self._finished:
-            return
-        self._finished = True
-        self._session.close()
-        self._flush()
-        self._close_if_both_finished()
-
-    def close(self) -> None:
-        """Say close_notify, drop what comes in, and be gone within LINGER_S."""
-        self.finish()
-        if self.phase is Phase.LIVE:
-            self._linger()
-
     def opened(self) -> None:
         """The deadline of the first message is met."""
         self._opening = False
         self._put_off_idle()
-
-    def pause_receiving(self) -> None:
-        """Do not read the device."""
-        if self.phase is Phase.LIVE and self._receiving:
-            self._receiving = False
-            assert self._transport is not None
-            self._transport.pause_reading()
-
-    def resume_receiving(self) -> None:
-        """Read the device again."""
-        if not self._receiving and self.phase is not Phase.GONE:
-            self._receiving = True
-            assert self._transport is not None
-            if not self._transport.is_closing():
-                self._transport.resume_reading()
 
     # From the worker
 
@@ -399,18 +305,6 @@ class DeviceConnection(asyncio.BufferedProtocol):
             raise ControlError("the session is ending")
         self._route.send_command(command_id, payload)
         return self._transmitted
-
-    def has_acknowledged(self, mark: int) -> bool | None:
-        """Whether the device's TCP has acknowledged everything up to `mark`; None when the connection is gone."""
-        if self.phase is Phase.GONE or self._transport is None:
-            return None
-        waiting = self._transport.get_write_buffer_size()
-        sock = self._transport.get_extra_info("socket")
-        try:
-            (unacknowledged,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
-        except OSError:  # closed, and we are told of it in a moment
-            return None
-        return bool(self._transmitted - waiting - unacknowledged >= mark)
 
     def describe(self) -> SessionInfo:
         """For `gatewayctl list-sessions`."""
@@ -512,7 +406,7 @@ class DeviceConnection(asyncio.BufferedProtocol):
     def _failed(self, error: PeerError | LimitReached | TlsFailure) -> None:
         """The session is over; what `output` holds is the alert."""
         if self.phase is Phase.HANDSHAKE:
-            self._handshake_ended(self._outcome_of(error), str(error))
+            self._handshake_ended(outcome_of(error, self._resolution), str(error))
         elif self.phase is Phase.LIVE:
             log.info(
                 "session_failed",
@@ -522,23 +416,6 @@ class DeviceConnection(asyncio.BufferedProtocol):
                 reason=str(error),
             )
         self._linger()
-
-    def _outcome_of(self, error: PeerError | LimitReached | TlsFailure) -> Outcome:
-        if isinstance(error, PeerError):
-            is_identity = error.fault is PeerFault.UNKNOWN_PSK_IDENTITY
-            return Outcome.UNKNOWN_IDENTITY if is_identity else Outcome.PROTOCOL_ERROR
-        if isinstance(error, LimitReached):
-            return Outcome.RATE_LIMITED
-        if error.is_wrong_key:
-            resolution = self._resolution
-            return (
-                Outcome.WRONG_KEY
-                if resolution is None or resolution.outcome is Outcome.OK
-                else resolution.outcome
-            )
-        if error.is_no_shared_cipher:
-            return Outcome.NO_SHARED_CIPHER
-        return Outcome.PROTOCOL_ERROR if error.alert_received is None else Outcome.PEER_CLOSED
 
     def _handshake_ended(self, outcome: Outcome, reason: str) -> None:
         """Count the handshake, exactly once, and log what an operator needs to put it right."""
@@ -558,66 +435,14 @@ class DeviceConnection(asyncio.BufferedProtocol):
             )
             return
         self.phase = Phase.CLOSING
-        fields: dict[str, object] = {
-            "listener": self._listener.name, "address": self.address, "outcome": outcome.value, "reason": reason
-        }  # fmt: skip
-        hello = self._session.hello
-        if self._resolution is not None:
-            fields["identity"] = self._resolution.identity.decode("utf-8", "backslashreplace")
-        if hello is not None:
-            fields["server_name"] = hello.server_name
-            if outcome is Outcome.NO_SHARED_CIPHER and self._session.contexts is not None:
-                fields["offered"] = [suite_name(code) for code in hello.suites]
-                fields["allowed"] = self._session.contexts.suites
-        log.info("handshake_failed", **fields)
+        log.info(
+            "handshake_failed",
+            listener=self._listener.name,
+            address=self.address,
+            outcome=outcome.value,
+            reason=reason,
+            **failure_fields(outcome, self._resolution, self._session),
+        )
 
     def _count(self, outcome: Outcome) -> None:
         self._listener.count_handshake(outcome, self.tls_version, self.cipher)
-
-    def _flush(self) -> None:
-        """Transmit what the TLS session wants to say."""
-        output = self._session.output()
-        if output and self._transport is not None:
-            self._transmitted += len(output)
-            self._transport.write(output)
-
-    def _close_if_both_finished(self) -> None:
-        if self._finished and self._peer_finished and self._transport is not None:
-            self.phase = Phase.CLOSING if self.phase is Phase.LIVE else self.phase
-            self._expect_within(LINGER_S)
-            self._transport.close()
-
-    def _linger(self) -> None:
-        """Say the last words, then FIN, and wait for the peer's own end, LINGER_S at most."""
-        self._flush()
-        if self.phase is Phase.GONE or self._transport is None:
-            return
-        self.phase = Phase.CLOSING
-        if self._peer_finished:
-            self._transport.close()
-            return
-        self.resume_receiving()
-        if self._transport.can_write_eof() and not self._transport.is_closing():
-            self._transport.write_eof()
-        self._expect_within(LINGER_S)
-
-    def _put_off_idle(self) -> None:
-        """There is traffic. A session that is being ended, or was not opened in time, is ended all the same."""
-        if not (self._stopping or self._opening):
-            self.deadline = self._services.now() + self._services.settings.idle_timeout_s
-
-    def _expect_from_now_on(self, seconds: float) -> None:
-        """Put another deadline in the place of the one there is, earlier or later."""
-        filed, self.deadline = self.deadline, self._services.now() + seconds
-        if self.deadline < filed:
-            self._services.deadlines.bring_forward(self)
-
-    def _expect_within(self, seconds: float) -> None:
-        now = self._services.now()
-        if now + seconds < self.deadline or self.deadline <= now:  # passed: this is the next one
-            self.deadline = now + seconds
-            self._services.deadlines.bring_forward(self)
-
-    def _abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()

@@ -27,7 +27,7 @@ from gateway.registry.masterkeys import KeyRing, MasterKeySource
 from gateway.registry.notices import Changed, Published
 from gateway.server.command_sources import CommandSources
 from gateway.server.commands import CommandSender
-from gateway.server.connection import STOP_S, DeviceConnection, Services
+from gateway.server.connection import DeviceConnection
 from gateway.server.control import (
     Channel,
     Collect,
@@ -48,6 +48,7 @@ from gateway.server.control import (
 )
 from gateway.server.dead_letters import handle_dead_letters
 from gateway.server.deadlines import TICK_S, Deadlines
+from gateway.server.ending import STOP_S, EndingConnection
 from gateway.server.keys import refresh_keys
 from gateway.server.life import SessionLife
 from gateway.server.limits import ConnectionLimits
@@ -55,6 +56,7 @@ from gateway.server.listener import Listener
 from gateway.server.lookup import NEWCOMER, DeviceLookup, refusal
 from gateway.server.loop import run
 from gateway.server.routes import LiveRoutes
+from gateway.server.services import Services
 from gateway.server.sessions import SessionIndex
 from gateway.server.settings import LimitsSettings, ListenerSettings
 from gateway.telemetry.aggregate import snapshot
@@ -148,7 +150,7 @@ class Worker:
             tell,
             self._observe_revocation,
         )
-        self._deadlines: Deadlines[DeviceConnection] = Deadlines(time.monotonic())
+        self._deadlines: Deadlines[EndingConnection] = Deadlines(time.monotonic())
         self._services = Services(
             settings=settings.limits,
             now=time.monotonic,  # uvloop's own clock stands still within a turn of the loop

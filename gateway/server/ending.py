@@ -1,0 +1,152 @@
+"""The socket's side of a connection: its phase, its deadline, and its end, which is never to take bytes away from the peer."""
+
+import asyncio
+import enum
+import fcntl
+import struct
+import termios
+from typing import Final
+
+from gateway.server.services import Services
+from gateway.tls.session import ServerSession
+
+__all__ = ["STOP_S", "EndingConnection", "Phase"]
+
+LINGER_S: Final = 2.0
+"""How long a peer may take to read the end of a session before its connection is cut."""
+STOP_S: Final = 0.2
+"""How long a session that the gateway ends may take to settle what is under way."""
+
+_INT: Final = struct.Struct("i")
+
+
+class Phase(enum.Enum):
+    """Where a connection stands."""
+
+    HANDSHAKE = enum.auto()
+    LIVE = enum.auto()
+    CLOSING = enum.auto()
+    GONE = enum.auto()
+
+
+class EndingConnection(asyncio.BufferedProtocol):
+    """What a connection has in common whoever is at its end."""
+
+    __slots__ = (
+        "_finished", "_opening", "_peer_finished", "_receiving", "_services", "_session", "_stopping", "_transmitted",
+        "_transport", "deadline", "phase", "slot",
+    )  # fmt: skip
+
+    def __init__(self, services: Services, session: ServerSession) -> None:
+        self._services = services
+        self._session = session
+        self._transport: asyncio.Transport | None = None
+        self._transmitted = 0
+        self._opening = False
+        self._receiving = False
+        self._finished = False
+        self._stopping = False
+        self._peer_finished = False
+        self.phase = Phase.GONE
+        self.deadline = 0.0
+        self.slot = 0
+
+    def deadline_passed(self) -> None:
+        """The phase took too long. The deadline is not filed any more."""
+        raise NotImplementedError
+
+    def stop(self, reason: str, within_s: float = STOP_S) -> None:
+        """End in an orderly way, within `within_s` seconds."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Say close_notify and end our direction."""
+        if self.phase is not Phase.LIVE or self._finished:
+            return
+        self._finished = True
+        self._session.close()
+        self._flush()
+        self._close_if_both_finished()
+
+    def close(self) -> None:
+        """Say close_notify, drop what comes in, and be gone within LINGER_S."""
+        self.finish()
+        if self.phase is Phase.LIVE:
+            self._linger()
+
+    def pause_receiving(self) -> None:
+        """Do not read the device."""
+        if self.phase is Phase.LIVE and self._receiving:
+            self._receiving = False
+            assert self._transport is not None
+            self._transport.pause_reading()
+
+    def resume_receiving(self) -> None:
+        """Read the device again."""
+        if not self._receiving and self.phase is not Phase.GONE:
+            self._receiving = True
+            assert self._transport is not None
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def has_acknowledged(self, mark: int) -> bool | None:
+        """Whether the device's TCP has acknowledged everything up to `mark`; None when the connection is gone."""
+        if self.phase is Phase.GONE or self._transport is None:
+            return None
+        waiting = self._transport.get_write_buffer_size()
+        sock = self._transport.get_extra_info("socket")
+        try:
+            (unacknowledged,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+        except OSError:  # closed, and we are told of it in a moment
+            return None
+        return bool(self._transmitted - waiting - unacknowledged >= mark)
+
+    # Inside
+
+    def _flush(self) -> None:
+        """Transmit what the TLS session wants to say."""
+        output = self._session.output()
+        if output and self._transport is not None:
+            self._transmitted += len(output)
+            self._transport.write(output)
+
+    def _close_if_both_finished(self) -> None:
+        if self._finished and self._peer_finished and self._transport is not None:
+            self.phase = Phase.CLOSING if self.phase is Phase.LIVE else self.phase
+            self._expect_within(LINGER_S)
+            self._transport.close()
+
+    def _linger(self) -> None:
+        """Say the last words, then FIN, and wait for the peer's own end, LINGER_S at most."""
+        self._flush()
+        if self.phase is Phase.GONE or self._transport is None:
+            return
+        self.phase = Phase.CLOSING
+        if self._peer_finished:
+            self._transport.close()
+            return
+        self.resume_receiving()
+        if self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
+        self._expect_within(LINGER_S)
+
+    def _put_off_idle(self) -> None:
+        """There is traffic. A session that is being ended, or was not opened in time, is ended all the same."""
+        if not (self._stopping or self._opening):
+            self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+
+    def _expect_from_now_on(self, seconds: float) -> None:
+        """Put another deadline in the place of the one there is, earlier or later."""
+        filed, self.deadline = self.deadline, self._services.now() + seconds
+        if self.deadline < filed:
+            self._services.deadlines.bring_forward(self)
+
+    def _expect_within(self, seconds: float) -> None:
+        now = self._services.now()
+        if now + seconds < self.deadline or self.deadline <= now:  # passed: this is the next one
+            self.deadline = now + seconds
+            self._services.deadlines.bring_forward(self)
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

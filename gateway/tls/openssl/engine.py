@@ -1,0 +1,194 @@
+"""One SSL object between two memory BIOs: the pump."""
+
+from collections.abc import Callable
+from typing import Final
+
+from OpenSSL import SSL
+
+from gateway.tls.openssl.callbacks import handshaking
+from gateway.tls.openssl.library import TlsVersion, failure, ffi, lib
+
+__all__ = ["RECORD_BYTES", "ChooseKey", "Engine", "FindKey"]
+
+RECORD_BYTES: Final = 16384
+"""Most plaintext bytes of one record (RFC 8446 section 5.1)."""
+_SCRATCH_BYTES: Final = 256 * 1024
+"""One process-wide buffer for decrypted bytes and one for records on their way out; used only within one call."""
+_BIO_BYTES_KEPT: Final = 4096
+"""Memory BIOs never shrink: after a larger piece they are replaced, so that an idle session stays small."""
+
+_plain = ffi.new("char[]", _SCRATCH_BYTES)
+_records = ffi.new("char[]", _SCRATCH_BYTES)
+_WANT_READ: Final = lib.SSL_ERROR_WANT_READ
+_ZERO_RETURN: Final = lib.SSL_ERROR_ZERO_RETURN
+_cipher_names: dict[int, str] = {}
+
+FindKey = Callable[[bytes], tuple[bytes, str] | None]
+"""identity bytes -> (key, hash name "sha256" or "sha384") or None: the identity is not the chosen one."""
+ChooseKey = Callable[[bytes | None], tuple[bytes, bytes, str] | None]
+"""hint (None: no hint, or TLS 1.3 which has none) -> (identity, key, hash name) or None: give up."""
+
+
+class Engine:
+    """One SSL object between two memory BIOs. Not safe for use by several threads at once.
+
+    The attributes without an underscore are for the callbacks of this module.
+    """
+
+    __slots__ = (
+        "_address",
+        "_context",
+        "_from_ssl",
+        "_grown",
+        "_into_ssl",
+        "_record_bytes",
+        "choose_key",
+        "error",
+        "find_key",
+        "identity",
+        "protocols",
+        "ssl",
+    )
+
+    def __init__(
+        self,
+        context: SSL.Context,
+        *,
+        find_key: FindKey | None = None,
+        choose_key: ChooseKey | None = None,
+        alpn: tuple[bytes, ...] = (),
+        record_bytes: int = RECORD_BYTES,
+    ) -> None:
+        self._record_bytes = record_bytes
+        self._context = (
+            context  # OpenSSL counts its own reference; this one keeps pyOpenSSL's callbacks alive
+        )
+        self.find_key = find_key
+        self.choose_key = choose_key
+        self.protocols = alpn
+        self.identity: bytes | None = None  # what the client callback offered, kept while OpenSSL may read it
+        self.error: BaseException | None = None
+        self.ssl = ffi.gc(lib.SSL_new(context._context), lib.SSL_free)  # noqa: SLF001 - as above
+        self._address = int(ffi.cast("uintptr_t", self.ssl))
+        self._grown = False
+        self._new_bios()
+
+    def _new_bios(self) -> None:
+        self._into_ssl = lib.BIO_new(lib.BIO_s_mem())
+        self._from_ssl = lib.BIO_new(lib.BIO_s_mem())
+        lib.SSL_set_bio(self.ssl, self._into_ssl, self._from_ssl)  # owns both, and frees the old ones
+
+    def feed(self, data: "bytes | bytearray | memoryview") -> None:
+        """Give OpenSSL bytes that came from the network. Read all that they yield before feeding more."""
+        size = len(data)
+        if size > _BIO_BYTES_KEPT:
+            self._grown = True
+        lib.BIO_write(self._into_ssl, ffi.from_buffer(data), size)
+
+    def handshake(self) -> bool:
+        """Go on with the handshake. True when it is complete, False when more bytes are needed.
+
+        Raises TlsFailure; what must still be sent (the alert) is in `drain`.
+        """
+        handshaking[self._address] = self
+        try:
+            result = lib.SSL_do_handshake(self.ssl)
+        finally:
+            del handshaking[self._address]
+        if self.error is not None:
+            error, self.error = self.error, None
+            lib.ERR_clear_error()
+            raise error
+        if result == 1:
+            return True
+        if lib.SSL_get_error(self.ssl, result) == _WANT_READ:
+            return False
+        raise failure()
+
+    def read(self) -> bytes | None:
+        """Decrypted bytes of all records fed so far (`b""`: none yet), or None after the peer's close_notify.
+
+        At most 256 KiB at a time; feed no more than that before reading. Raises TlsFailure.
+        """
+        filled = 0
+        while True:
+            result = lib.SSL_read(self.ssl, _plain + filled, _SCRATCH_BYTES - filled)
+            if result <= 0:
+                break
+            filled += result
+            if filled > _SCRATCH_BYTES - RECORD_BYTES:
+                return bytes(ffi.buffer(_plain, filled))
+        if filled:
+            # A close or an error behind the data shows again at the next call.
+            return bytes(ffi.buffer(_plain, filled))
+        error = lib.SSL_get_error(self.ssl, result)
+        if error == _WANT_READ:
+            return b""
+        if error == _ZERO_RETURN:
+            return None
+        raise failure()
+
+    def write(self, data: "bytes | bytearray | memoryview") -> None:
+        """Encrypt `data` whole; the records wait in `drain`. Raises TlsFailure after a failure or a close."""
+        view = memoryview(data)
+        while view:
+            piece = view[: self._record_bytes]
+            result = lib.SSL_write(self.ssl, ffi.from_buffer(piece), len(piece))
+            if result <= 0:
+                raise failure()
+            view = view[result:]
+
+    def shutdown(self) -> None:
+        """Queue close_notify; once is enough. After a fatal alert there is nothing left to say."""
+        if lib.SSL_shutdown(self.ssl) < 0:
+            lib.ERR_clear_error()
+
+    def drain(self) -> bytes:
+        """Records that must go to the network, all of them."""
+        size = lib.BIO_read(self._from_ssl, _records, _SCRATCH_BYTES)
+        if size <= 0:
+            data = b""
+        elif size < _SCRATCH_BYTES:
+            data = ffi.buffer(_records, size)[:]
+        else:
+            pieces = []
+            while size > 0:
+                pieces.append(ffi.buffer(_records, size)[:])
+                size = lib.BIO_read(self._from_ssl, _records, _SCRATCH_BYTES)
+            data = b"".join(pieces)
+        if self._grown or len(data) > _BIO_BYTES_KEPT:
+            self._grown = False
+            self._new_bios()
+        return bytes(data)
+
+    def free(self) -> None:
+        """Give the SSL object back to OpenSSL now instead of at garbage collection. The engine is unusable after."""
+        ffi.release(self.ssl)
+
+    @property
+    def version(self) -> str:
+        """Negotiated version: `TLSv1.2` or `TLSv1.3`."""
+        number = lib.SSL_version(self.ssl)
+        return "TLSv1.3" if number == TlsVersion.TLS1_3 else "TLSv1.2"
+
+    @property
+    def cipher(self) -> str:
+        """Negotiated suite by OpenSSL's name, empty before it is known."""
+        cipher = lib.SSL_get_current_cipher(self.ssl)
+        if cipher == ffi.NULL:
+            return ""
+        address = int(ffi.cast("uintptr_t", cipher))  # the library's own constants: few, and they never move
+        name = _cipher_names.get(address)
+        if name is None:
+            name = _cipher_names[address] = ffi.string(lib.SSL_CIPHER_get_name(cipher)).decode("ascii")
+        return name
+
+    @property
+    def alpn(self) -> bytes:
+        """Negotiated application protocol, empty for none."""
+        if not self.protocols:
+            return b""
+        data = ffi.new("unsigned char **")
+        size = ffi.new("unsigned int *")
+        lib.SSL_get0_alpn_selected(self.ssl, data, size)
+        return bytes(ffi.buffer(data[0], size[0])) if size[0] else b""
