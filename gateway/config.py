@@ -27,7 +27,8 @@ from gateway.errors import ConfigurationError
 from gateway.forward.route import RouteTable
 from gateway.forward.settings import BackendSettings, Name, RouteSettings
 from gateway.registry.settings import RegistrySettings
-from gateway.server.settings import Address, AdminSettings, LimitsSettings, ListenerSettings, NodeSettings
+from gateway.server.admin_settings import AdminSettings
+from gateway.server.settings import Address, LimitsSettings, ListenerSettings, NodeSettings
 from gateway.telemetry.logs import LogSettings
 
 __all__ = ["GatewaySettings", "effective", "find_config", "load"]
@@ -40,6 +41,7 @@ FILE_BYTES_MAX = 4 * 1024 * 1024
 
 SECRET_KEYS: tuple[KeyPath, ...] = (
     ("registry", "url"),
+    ("admin", "token"),
     ("routes", "*", "mqtt_password"),
     *(("backends", "*", key) for key in ("url", "password", "token", "secret")),
 )

@@ -1,4 +1,4 @@
-"""The settings of one node: its processes, its limits, its listeners and its admin endpoint.
+"""The settings of one node: its processes, its limits and its listeners.
 
 Only what works is accepted. A key of a later version is refused like any unknown key, so that no setting is
 ever silently without effect.
@@ -21,7 +21,15 @@ from pydantic import (
     ValidationInfo,
 )
 
-__all__ = ["Address", "AdminSettings", "BindAddress", "LimitsSettings", "ListenerSettings", "NodeSettings"]
+__all__ = [
+    "Address",
+    "BindAddress",
+    "FolderPath",
+    "LimitsSettings",
+    "ListenerSettings",
+    "NodeSettings",
+    "Settings",
+]
 
 PORT_MAX = 0xFFFF
 HOUR_S = 3600.0
@@ -227,17 +235,6 @@ class LimitsSettings(Settings):
             "have its own. Devices behind bad links open a new session long before the old one is found dead.",
         ),
     ] = 0
-
-
-class AdminSettings(Settings):
-    """`[admin]`: where /metrics, /healthz and /readyz are served, in plain HTTP."""
-
-    bind: Annotated[
-        BindAddress,
-        Field(
-            description="Address of the admin endpoint. It has no password, so the default is this host alone."
-        ),
-    ] = Address("127.0.0.1", 9464)
 
 
 Profile = Literal["modern", "compatible", "constrained"]

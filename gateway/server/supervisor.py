@@ -28,6 +28,7 @@ from gateway.errors import ConfigurationError, ControlError
 from gateway.forward.secrets import REVEAL
 from gateway.registry.notices import Changed, Published
 from gateway.server.admin import Admin
+from gateway.server.admin_settings import AdminSettings
 from gateway.server.children import Child
 from gateway.server.control import (
     Channel,
@@ -57,7 +58,7 @@ from gateway.server.control import (
 from gateway.server.dead_letters import add_up
 from gateway.server.dispatch import CommandDispatch
 from gateway.server.follower import FollowerSettings
-from gateway.server.settings import Address, AdminSettings
+from gateway.server.settings import Address
 from gateway.server.takeover import LimitedSession, LimitedSessions
 from gateway.server.worker import BACKLOG, WorkerSettings
 from gateway.telemetry.aggregate import Snapshot, merge, snapshot

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,8 @@ class Gateway:
         self.log_path = directory / "log.jsonl"
         self.stdout_path = directory / "stdout"
         self.process: subprocess.Popen[bytes] | None = None
+        self.trust: ssl.SSLContext | None = None
+        """How `http` trusts an admin endpoint with TLS; None: it is plain HTTP."""
         self._environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         if asyncio_only:
             # An installation without uvloop: a module of that name that cannot be imported.
@@ -153,11 +156,15 @@ class Gateway:
         """The port that the kernel gave a listener."""
         return int(str(self.wait_for_event("listening", listener=listener)["address"]).rpartition(":")[2])
 
+    def admin_url(self) -> str:
+        """Where the admin endpoint is."""
+        address = self.wait_for_event("admin_listening")["address"]
+        return f"{'http' if self.trust is None else 'https'}://{address}"
+
     def http(self, path: str) -> tuple[int, str]:
         """Status and body of the admin endpoint."""
-        address = self.wait_for_event("admin_listening")["address"]
         try:
-            with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"{self.admin_url()}{path}", timeout=5, context=self.trust) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as exc:
             return exc.code, exc.read().decode()
@@ -280,6 +287,7 @@ def new_gateway(
     backends: str = "",
     limits: str = "",
     node: str = "",
+    admin: str = "",
     listener: str = "",
     registry_url: str = "",
     asyncio_only: bool = False,
@@ -307,6 +315,7 @@ master_key_file = "master.key"
 {limits}
 [admin]
 bind = "127.0.0.1:0"
+{admin}
 [log]
 level = "debug"
 format = "json"

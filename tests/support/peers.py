@@ -54,6 +54,9 @@ PACKAGES: Final = {
     "mosquitto": "mosquitto",
     "mosquitto_pub": "mosquitto-clients",
     "mosquitto_sub": "mosquitto-clients",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "tshark": "tshark",
 }
 """Where Debian has them."""
 

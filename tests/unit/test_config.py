@@ -139,7 +139,7 @@ def test_absolute_paths_and_stdout_stay_as_they_are(load_text: Load) -> None:
         ('url = "sqlite', 'url_fil = "sqlite', "registry.url_fil: unknown key, is url_file meant?"),
         # of later versions, so unknown
         ("profile = ", "proxy_protocol_from = []\nprofile = ", "listeners[0].proxy_protocol_from: unknown key"),
-        ("[admin]", '[admin]\ntoken = "t"', "admin.token: unknown key"),
+        ("[admin]", '[admin]\npassword = "t"', "admin.password: unknown key"),
         ("[admin]", "max_staleness_s = 0\n[admin]", "registry.max_staleness_s: unknown key"),
         (
             '"compatible"',

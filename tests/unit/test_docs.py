@@ -16,7 +16,8 @@ from gateway.cli import root_app
 from gateway.config import load
 from gateway.forward.settings import RouteMatch, RouteSettings
 from gateway.registry.settings import RegistrySettings
-from gateway.server.settings import Address, AdminSettings, LimitsSettings, ListenerSettings, NodeSettings
+from gateway.server.admin_settings import AdminSettings
+from gateway.server.settings import Address, LimitsSettings, ListenerSettings, NodeSettings
 from gateway.telemetry.logs import LogSettings
 from gateway.telemetry.metrics import FollowerMetrics, Outcome, SupervisorMetrics, WorkerMetrics
 from gateway.wire.framing import Reason
