@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, ScalarSelect, Select, case, func, or_, select
+from sqlalchemy import Connection, ScalarSelect, Select, case, exists, func, or_, select
 
 from gateway.errors import RegistryMismatch
 from gateway.registry import schema
@@ -33,6 +33,7 @@ __all__ = [
     "credential_states",
     "credentials_of_devices",
     "credentials_used",
+    "devices_expiring",
     "head",
     "realms",
     "secrets",
@@ -171,6 +172,35 @@ def credential_states(connection: Connection, now: float) -> dict[str, int]:
     found = dict.fromkeys(CREDENTIAL_STATES, 0)
     found.update((name, number) for name, number in connection.execute(counted))
     return found
+
+
+def devices_expiring(connection: Connection, now: float, within_s: float) -> int:
+    """How many enabled devices will be shut out `within_s` seconds from `now` (Unix s), unless somebody acts.
+
+    Those are the devices with a credential that is good now and ends by then, and with no other that lasts longer and
+    was used already: one that was rotated counts until the device has come with its new key.
+    """
+    mine, other, devices = schema.credentials, schema.credentials.alias(), schema.devices
+    moment = dt.datetime.fromtimestamp(now, dt.UTC)
+    until = moment + dt.timedelta(seconds=within_s)
+    has_moved_on = exists().where(
+        other.c.device_id == mine.c.device_id,
+        other.c.revoked_at.is_(None),
+        or_(other.c.not_after.is_(None), other.c.not_after > until),
+        other.c.last_used_at.is_not(None),
+    )
+    ending = (
+        select(func.count(mine.c.device_id.distinct()))
+        .join_from(mine, devices, mine.c.device_id == devices.c.id)
+        .where(
+            mine.c.revoked_at.is_(None),
+            devices.c.disabled.is_(False),
+            mine.c.not_after > moment,
+            mine.c.not_after <= until,
+            ~has_moved_on,
+        )
+    )
+    return connection.execute(ending).scalar_one()
 
 
 def realms(connection: Connection) -> list[RealmRecord]:

@@ -169,6 +169,16 @@ class Follower:
         with read(self._engine) as connection:
             return feed.credential_states(connection, self._wall())
 
+    def devices_expiring(self, within_s: float) -> int:
+        """How many devices will be shut out in `within_s` seconds; as `credential_states`, for a thread of its own.
+
+        Raises:
+            RegistryUnavailable, RegistryMismatch: as `poll`.
+
+        """
+        with read(self._engine) as connection:
+            return feed.devices_expiring(connection, self._wall(), within_s)
+
     def poll(self) -> list[Notice]:
         """Look for changes once, and carry them into the replica.
 

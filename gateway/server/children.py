@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -59,11 +59,19 @@ class Child:
         self._stop = asyncio.Event()
         self._last: Snapshot = []
         self._departed: Snapshot = []
+        self._is_silent = False
 
     @property
     def pid(self) -> int | None:
         """Of the process that fills the place, None between two of them."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def state(self) -> Literal["ready", "starting", "silent"]:
+        """How it was at the last `collect`: a process that is there and did not answer is silent."""
+        if self._is_silent and self._process is not None:
+            return "silent"
+        return "ready" if self.is_ready else "starting"
 
     async def keep(self) -> None:
         """Keep a process in this place until `stop`."""
@@ -115,10 +123,14 @@ class Child:
 
     async def collect(self, message: Message) -> Snapshot:
         """Metrics of this place over all its processes; of a hung one the last values."""
-        with contextlib.suppress(ControlError):
+        try:
             answer = await self.call(message, _COLLECT_TIMEOUT_S)
+        except ControlError:
+            self._is_silent = True
+        else:
             assert isinstance(answer, Metrics)
             self._last = answer.families
+            self._is_silent = False
         return [*self._departed, *self._last]
 
     async def _live(self) -> int:
@@ -151,6 +163,7 @@ class Child:
             self._channel = self._process = None
             self._departed = retire(self._departed, self._last)
             self._last = []
+            self._is_silent = False
 
     async def _handle(self, message: Message) -> Message | None:
         if isinstance(message, Metrics):  # a process that ends says good-bye with its last values

@@ -51,6 +51,8 @@ log = structlog.get_logger()
 _RETRY_MAX_S: Final = 5.0
 """A registry that is away is asked again at least this often."""
 _COUNT_EVERY_S: Final = 60.0
+_EXPIRING_WITHIN_S: Final = 14 * 86_400.0
+"""Time enough to reach the devices of a fleet before they are shut out."""
 _PROGRESS_EVERY_S: Final = 2.0
 _HEAD_EVERY_S: Final = 3600.0
 _DELIVERED_PER_POLL: Final = 1_000
@@ -211,6 +213,9 @@ class FollowerProcess:
             counts = await asyncio.to_thread(self._follower.credential_states)
             for state, count in counts.items():
                 self._metrics.credentials.labels(state).set(count)
+            self._metrics.expiring.set(
+                await asyncio.to_thread(self._follower.devices_expiring, _EXPIRING_WITHIN_S)
+            )
             await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._follower.remove_expired_commands
             )

@@ -325,6 +325,7 @@ class LiveRoutes:
 def _watch(spool: SpooledDelivery, route: str, metrics: WorkerMetrics) -> None:
     metrics.outbox_messages.labels(route).set_function(lambda: spool.messages)
     metrics.outbox_bytes.labels(route).set_function(lambda: spool.bytes)
+    metrics.outbox_bytes_max.labels(route).set(spool.bytes_max)
     metrics.outbox_oldest.labels(route).set_function(lambda: spool.oldest_s)
     metrics.outbox_dead.labels(route).set_function(lambda: spool.dead_count)
     metrics.outbox_damaged.labels(route).set_function(lambda: spool.damaged_messages)

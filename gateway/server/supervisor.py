@@ -16,6 +16,7 @@ import platform
 import resource
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, cast
@@ -102,7 +103,7 @@ class Supervisor:
     def __init__(self, settings: SupervisorSettings) -> None:
         self._settings = settings
         self._metrics_registry = CollectorRegistry()
-        metrics = SupervisorMetrics(
+        self._metrics = metrics = SupervisorMetrics(
             self._metrics_registry,
             version=gateway.__version__,
             python=platform.python_version(),
@@ -111,7 +112,11 @@ class Supervisor:
         self._worker_count = settings.workers or os.cpu_count() or 1
         self._sockets: dict[str, list[socket.socket]] = {}
         self._follower = Child(
-            "follower", "gateway.server.follower", self._configure_follower, self._from_follower
+            "follower",
+            "gateway.server.follower",
+            self._configure_follower,
+            self._from_follower,
+            ended=metrics.restarts.labels("follower").inc,
         )
         self._workers: list[Child] = []
         self._commands = CommandDispatch(
@@ -151,6 +156,9 @@ class Supervisor:
         families = await asyncio.gather(
             *(child.collect(Collect()) for child in [self._follower, *self._workers])
         )
+        states = Counter(worker.state for worker in self._workers)
+        for state in ("ready", "starting", "silent"):
+            self._metrics.workers.labels(state).set(states[state])
         return merge([snapshot(self._metrics_registry), *families])
 
     # Readiness, for the admin endpoint
@@ -243,6 +251,7 @@ class Supervisor:
         worker.is_ready = True
 
     def _worker_ended(self, name: str) -> None:
+        self._metrics.restarts.labels("worker").inc()
         self._limited.worker_ended(name)
         self._follower.notify(CheckReaders())
 

@@ -33,6 +33,7 @@ RULES: Mapping[str, Callable[[float, float], float]] = MappingProxyType(
     {
         "process_start_time_seconds": min,  # the gateway started with its first process
         "process_max_fds": max,  # a limit per process, the same for all
+        "process_open_fds": max,  # of the process that is nearest to its limit: no sum of several says that
         "pskgw_outbox_oldest_seconds": max,
     }
 )

@@ -151,6 +151,12 @@ class WorkerMetrics:
             ["route"],
             registry=registry,
         )
+        self.outbox_bytes_max = Gauge(
+            "pskgw_outbox_bytes_max",
+            "What spools may hold: spool.bytes_max of the route. Past it messages are refused with full.",
+            ["route"],
+            registry=registry,
+        )
         self.outbox_oldest = Gauge(
             "pskgw_outbox_oldest_seconds",
             "How long the first message in a spool waits for the backend; 0 when none does.",
@@ -206,6 +212,11 @@ class FollowerMetrics:
         self.credentials = Gauge(
             "pskgw_credentials", "Credentials by state, counted once a minute.", ["state"], registry=registry
         )
+        self.expiring = Gauge(
+            "pskgw_devices_expiring",
+            "Devices that cannot connect 14 days from now unless something is done, counted once a minute.",
+            registry=registry,
+        )
         self.enrolments = Counter(
             "pskgw_enrolments",
             "Devices that were added, or refused, after they proved the key that their realm derives.",
@@ -228,6 +239,20 @@ class SupervisorMetrics:
             registry=registry,
         )
         self.build_info.labels(version, python, openssl).set(1)
+        self.workers = Gauge(
+            "pskgw_workers",
+            "Worker processes that accept devices (ready), that do not yet (starting), or that do not answer (silent).",
+            ["state"],
+            registry=registry,
+        )
+        self.restarts = Counter(
+            "pskgw_process_restarts",
+            "Processes that ended by themselves and were started again.",
+            ["process"],
+            registry=registry,
+        )
+        for process in ("worker", "follower"):
+            self.restarts.labels(process)  # present from the start, so that a first increase is seen as one
         self.commands = Counter(
             "pskgw_commands",
             "Commands to devices that an operator or a broker sent, by what became of them.",

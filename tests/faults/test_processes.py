@@ -181,6 +181,19 @@ def test_counters_never_fall(gateway: Gateway) -> None:
                 what="the sum over both lives",
             )
     assert gateway.metric("pskgw_received_bytes_total") == 50 * 5
+    assert gateway.metric("pskgw_process_restarts_total", process="worker") == 2
+
+
+def test_a_worker_that_does_not_answer_is_told_from_one_that_does(gateway: Gateway) -> None:
+    wait_for(lambda: gateway.metric("pskgw_workers", state="ready") == 2, what="two workers")
+    frozen = gateway.worker_pids()[0]
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        assert gateway.metric("pskgw_workers", state="silent") == 1
+        assert gateway.metric("pskgw_workers", state="ready") == 1
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    wait_for(lambda: gateway.metric("pskgw_workers", state="ready") == 2, what="both answer again")
 
 
 def test_a_killed_follower_is_replaced_and_misses_nothing(
@@ -209,6 +222,7 @@ def test_a_killed_follower_is_replaced_and_misses_nothing(
     )
     assert cut_s < WITHIN_S + 1
     assert gateway.follower_pid() != killed
+    assert gateway.metric("pskgw_process_restarts_total", process="follower") == 1
     assert gateway.events("worker_not_ready") == []
     assert gateway.http("/readyz") == (200, '{"status": "ready"}')
 

@@ -93,6 +93,11 @@ class SpooledDelivery:
         return sum(each.outbox.weight for each in self._deliverers)
 
     @property
+    def bytes_max(self) -> int:
+        """What this process's part of the route may hold."""
+        return self._limits.weight_max
+
+    @property
     def dead_count(self) -> int:
         """Dead letters."""
         return sum(each.outbox.dead_count for each in self._deliverers)

@@ -1,5 +1,6 @@
 """The order of the change feed under concurrent writers: a reader of `sequence > last` can miss nothing."""
 
+import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from gateway.registry import feed, schema
 from gateway.registry.database import make_engine, read, write
 from gateway.registry.ledger import Author, Entry, Ledger, utc_now
 from gateway.registry.settings import RegistrySettings
-from gateway.registry.store import NewDevice, Registry
+from gateway.registry.store import NewCredential, NewDevice, Registry
 
 AUTHOR = Author("alice", "console.example")
 LEDGER = Ledger(AUTHOR, utc_now, bytes(32))
@@ -212,3 +213,27 @@ def test_credentials_are_counted_by_state(settings: RegistrySettings, engine: En
     with read(engine) as connection:
         states = feed.credential_states(connection, now.timestamp())
     assert states == {"active": 1, "expired": 1, "not_yet_valid": 1, "disabled": 1, "revoked": 0, "idle": 0}
+
+
+def test_devices_are_counted_that_will_be_shut_out(settings: RegistrySettings, engine: Engine) -> None:
+    now = utc_now()
+    day = dt.timedelta(days=1)
+    with Registry(settings, AUTHOR) as registry:
+        registry.add_device(NewDevice(identity="lasting"))
+        registry.add_device(NewDevice(identity="ended", not_after=now - day))
+        registry.add_device(NewDevice(identity="far", not_after=now + 15 * day))
+        registry.add_device(NewDevice(identity="near", not_after=now + 13 * day))
+        registry.add_device(NewDevice(identity="disabled", not_after=now + day))
+        registry.set_device_enabled("default", "disabled", enabled=False)
+        registry.add_device(NewDevice(identity="rotated"))
+        registry.rotate_key("default", "rotated", NewCredential(grace=day))
+
+        def expiring() -> int:
+            with read(engine) as connection:
+                return feed.devices_expiring(connection, now.timestamp(), 14 * day.total_seconds())
+
+        assert expiring() == 2  # near, and rotated until it has come with its new key
+        with read(engine) as connection:
+            newest = connection.execute(select(func.max(schema.credentials.c.id))).scalar_one()
+        registry.record_uses({newest: now})
+        assert expiring() == 1

@@ -77,7 +77,7 @@ def test_counters_histograms_and_gauges_are_summed_by_label() -> None:
     [
         ("process_start_time_seconds", 100),
         ("process_max_fds", 300),
-        ("process_open_fds", 400),
+        ("process_open_fds", 300),
         ("process_resident_memory_bytes", 400),
     ],
 )

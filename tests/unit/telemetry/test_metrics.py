@@ -21,11 +21,15 @@ CONTRACT = {
     "pskgw_registry_age_seconds": set(),
     "pskgw_revocation_seconds": set(),
     "pskgw_credentials": {"state"},
+    "pskgw_devices_expiring": set(),
+    "pskgw_workers": {"state"},
+    "pskgw_process_restarts": {"process"},
     "pskgw_enrolments": {"outcome"},
     "pskgw_replies_dropped": {"route"},
     "pskgw_commands": {"outcome"},
     "pskgw_outbox_messages": {"route"},
     "pskgw_outbox_bytes": {"route"},
+    "pskgw_outbox_bytes_max": {"route"},
     "pskgw_outbox_oldest_seconds": {"route"},
     "pskgw_outbox_dead_letters": {"route"},
     "pskgw_outbox_damaged_messages": {"route"},
@@ -49,6 +53,7 @@ def test_every_metric_of_the_contract_is_exposed_with_its_labels_and_no_other() 
     for gauge in (
         worker.outbox_messages,
         worker.outbox_bytes,
+        worker.outbox_bytes_max,
         worker.outbox_oldest,
         worker.outbox_dead,
         worker.outbox_damaged,
@@ -56,6 +61,7 @@ def test_every_metric_of_the_contract_is_exposed_with_its_labels_and_no_other() 
         gauge.labels("readings").set(1)
     worker.outbox_commit_duration.labels("readings").observe(0.001)
     supervisor.commands.labels("delivered").inc()
+    supervisor.workers.labels("ready").set(2)
     follower.credentials.labels("active").set(3)
 
     body, _ = exposition(merge(snapshot(registry) for registry in registries))
