@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import msgspec
 
@@ -280,12 +280,15 @@ Message = (
 
 
 class _Envelope(msgspec.Struct, array_like=True):
-    kind: int
+    kind: Literal[0, 1, 2, 3]
     number: int
     body: Message | str
 
 
-_NOTIFY, _CALL, _ANSWER, _FAILURE = range(4)
+_NOTIFY: Final = 0
+_CALL: Final = 1
+_ANSWER: Final = 2
+_FAILURE: Final = 3
 
 Handler = Callable[[Message], Awaitable[Message | None]]
 
@@ -360,7 +363,7 @@ class Channel:
         """Close this end."""
         self._writer.close()
 
-    def _send(self, kind: int, number: int, body: Message | str) -> None:
+    def _send(self, kind: Literal[0, 1, 2, 3], number: int, body: Message | str) -> None:
         if self._writer.is_closing():  # the other end is gone, and `serve` is about to say so
             return
         frame = self._encoder.encode(_Envelope(kind, number, body))
@@ -371,9 +374,11 @@ class Channel:
             size = int.from_bytes(await self._reader.readexactly(4), "big")
             if size > _FRAME_BYTES_MAX:
                 return None
-            return self._decoder.decode(await self._reader.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError):
+            envelope = self._decoder.decode(await self._reader.readexactly(size))
+        except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError, UnicodeDecodeError):
             return None
+        is_text = isinstance(envelope.body, str)
+        return None if is_text != (envelope.kind == _FAILURE) else envelope
 
     def _settle(self, envelope: _Envelope) -> None:
         future = self._answers.get(envelope.number)

@@ -154,7 +154,9 @@ def _check_start(held: bytearray, header: _Header) -> int | None:
     start = bytes(held[header.body_at : header.body_at + len(_NAME_V31) + 1])
     if start.startswith(_NAME_V31):
         raise ConnectError(ConnectFault.VERSION, 3, "MQTT 3.1 is not spoken here, 3.1.1 and 5 are")
-    if start[: len(_NAME)] != _NAME[: len(start)] and start != _NAME_V31[: len(start)]:
+    if start == _NAME_V31[: len(start)]:
+        return None
+    if start[: len(_NAME)] != _NAME[: len(start)]:
         raise ConnectError(ConnectFault.NOT_MQTT, 0, "the protocol name is not MQTT")
     if len(start) <= len(_NAME):
         return None
