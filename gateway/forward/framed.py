@@ -130,6 +130,11 @@ class FramedSession:
         self._stopping = False
         self._lost = False
 
+    @property
+    def messages(self) -> int:
+        """How many frames came in."""
+        return self._number
+
     def data_received(self, data: bytes) -> None:
         """Take the frames that these bytes complete, now or when there is room for them."""
         if len(data) <= _PIECE_BYTES and not self._held and self._has_room:

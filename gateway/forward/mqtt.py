@@ -67,6 +67,7 @@ class MqttSession:
     """
 
     __slots__ = ("_begin", "_device", "_info", "_level", "_log", "_over", "_password", "_relay", "_scanner")
+    messages: Final = None  # the broker's to count
 
     def __init__(
         self,

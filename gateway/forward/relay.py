@@ -6,7 +6,7 @@ Memory is bounded: while one side's buffer is above its high-water mark, the oth
 """
 
 import asyncio
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from gateway.errors import BackendUnavailable, ControlError
 from gateway.forward.session import DeviceEnd
@@ -54,6 +54,7 @@ class Relay(asyncio.BufferedProtocol):
         "_waiting",
         "connecting",
     )
+    messages: Final = None  # bytes only
 
     def __init__(self, device: DeviceEnd, log: RelayLog) -> None:
         self._device = device

@@ -49,6 +49,10 @@ class DeviceEnd(Protocol):
 class RouteSession(Protocol):
     """What a route does with one device's bytes. None of these waits."""
 
+    @property
+    def messages(self) -> int | None:
+        """How many messages came in, those that were refused too; None on a route that carries bytes."""
+
     def data_received(self, data: bytes) -> None:
         """Decrypted bytes from the device."""
 

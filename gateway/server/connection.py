@@ -25,6 +25,7 @@ from gateway.errors import ControlError, LimitReached, PeerError, PeerFault
 from gateway.forward.message import uuid7
 from gateway.forward.session import Bytes, DeviceInfo, RouteSession
 from gateway.registry.records import RealmRecord
+from gateway.server.connection_report import ended_event, session_info
 from gateway.server.control import SessionInfo
 from gateway.server.ending import STOP_S, EndingConnection, Phase
 from gateway.server.handshake_report import failure_fields, outcome_of
@@ -56,12 +57,15 @@ class DeviceConnection(EndingConnection):
     __slots__ = (
         "_accepted_at",
         "_in_flight",
+        "_is_logged",
         "_listener",
         "_live_route",
+        "_number",
+        "_outcome",
         "_realm",
+        "_reason",
         "_resolution",
         "_route",
-        "_since",
         "address",
         "cipher",
         "credential_id",
@@ -75,6 +79,7 @@ class DeviceConnection(EndingConnection):
         "sent_bytes",
         "service_day",
         "session_id",
+        "settled_at",
         "tls_version",
     )  # fmt: skip
 
@@ -85,9 +90,13 @@ class DeviceConnection(EndingConnection):
         self._live_route: LiveRoute | None = None
         self._realm: RealmRecord | None = None
         self._resolution: Resolution | None = None
+        self._number = next(services.numbers)
+        self._outcome = Outcome.OK
+        self._reason = ""
         self._accepted_at = 0.0
-        self._since = 0.0
+        self.settled_at = 0.0
         self._in_flight = False
+        self._is_logged = False
         self.address = ""
         self.realm = ""
         self.realm_id = 0
@@ -113,12 +122,14 @@ class DeviceConnection(EndingConnection):
         self.address = peer[0] if peer else ""
         if not services.limits.admit(self.address):
             self._count(Outcome.RATE_LIMITED)
-            log.info(
-                "connection_refused",
-                listener=self._listener.name,
-                address=self.address,
-                reason="connection limit",
-            )
+            if services.connection_log.admits(Outcome.RATE_LIMITED):
+                log.info(
+                    "connection_refused",
+                    connection=self.connection_id,
+                    listener=self._listener.name,
+                    address=self.address,
+                    reason="connection limit",
+                )
             transport.abort()
             return
         self.phase = Phase.HANDSHAKE
@@ -147,9 +158,7 @@ class DeviceConnection(EndingConnection):
         if self.phase is not Phase.LIVE:
             return False
         if not self._peer_finished:
-            self._peer_finished = True
-            assert self._route is not None
-            self._route.device_finished(orderly=False)
+            self._device_finished(orderly=False)
         self._close_if_both_finished()
         return True
 
@@ -167,22 +176,12 @@ class DeviceConnection(EndingConnection):
         services.deadlines.discard(self)
         services.limits.release(self.address)
         self._listener.connections -= 1
+        if self._is_logged:
+            self._log_end(exc)
         if self.session_id:
             assert self._route is not None
             self._route.device_lost()
             self._route = None
-        if self.session_id and services.is_debugging:
-            log.debug(
-                "session_ended",
-                session=self.session_id,
-                device=self.device,
-                realm=self.realm,
-                address=self.address,
-                duration_s=round(services.now() - self._since, 3),
-                received_bytes=self.received_bytes,
-                sent_bytes=self.sent_bytes,
-                reason=str(exc) if exc else "closed",
-            )
         self._session.free()
 
     def pause_writing(self) -> None:
@@ -246,7 +245,27 @@ class DeviceConnection(EndingConnection):
     @property
     def since(self) -> float:
         """When the handshake was done, Unix seconds."""
-        return self._services.wall() - (self._services.now() - self._since)
+        return self._services.wall() - (self._services.now() - self.settled_at)
+
+    @property
+    def connection_id(self) -> str:
+        """What joins all log lines of this connection; no other one of this node has it."""
+        return f"{self._services.id_prefix}-{self._number:x}"
+
+    @property
+    def listener_name(self) -> str:
+        """Where it came in."""
+        return self._listener.name
+
+    @property
+    def route_name(self) -> str:
+        """The route it has, empty for none."""
+        return "" if self._live_route is None else self._live_route.name
+
+    @property
+    def messages(self) -> int | None:
+        """Frames that came in, None where there are none."""
+        return None if self._route is None else self._route.messages
 
     def deadline_passed(self) -> None:
         """The phase took too long. The deadline is not filed any more."""
@@ -256,13 +275,8 @@ class DeviceConnection(EndingConnection):
             )
             self._abort()
         elif self.phase is Phase.LIVE and not self._finished and self._route is not None:
-            log.info(
-                "session_timed_out",
-                session=self.session_id,
-                device=self.device,
-                realm=self.realm,
-                address=self.address,
-            )
+            self._reason = self._reason or "timed out"
+            log.info("session_timed_out", **self._names())
             self.close()
         else:
             self._abort()
@@ -276,14 +290,8 @@ class DeviceConnection(EndingConnection):
             self._abort()
         if self.phase is not Phase.LIVE:
             return
-        log.info(
-            "session_stopped",
-            session=self.session_id,
-            device=self.device,
-            realm=self.realm,
-            address=self.address,
-            reason=reason,
-        )
+        log.info("session_stopped", **self._names(), reason=reason)
+        self._reason = self._reason or reason
         self._stopping = True
         self._expect_within(within_s)
         assert self._route is not None
@@ -308,20 +316,7 @@ class DeviceConnection(EndingConnection):
 
     def describe(self) -> SessionInfo:
         """For `gatewayctl list-sessions`."""
-        return SessionInfo(
-            session=self.session_id,
-            realm=self.realm,
-            device=self.device,
-            identity=self.identity,
-            address=self.address,
-            listener=self._listener.name,
-            route="" if self._live_route is None else self._live_route.name,
-            tls_version=self.tls_version,
-            cipher=self.cipher,
-            since=self.since,
-            received_bytes=self.received_bytes,
-            sent_bytes=self.sent_bytes,
-        )
+        return session_info(self, self._services.process)
 
     # Inside
 
@@ -337,9 +332,7 @@ class DeviceConnection(EndingConnection):
         elif type(event) is Failed:
             self._failed(event.error)
         elif self.phase is Phase.LIVE and not self._peer_finished:
-            self._peer_finished = True
-            assert self._route is not None
-            self._route.device_finished(orderly=True)
+            self._device_finished(orderly=True)
             self._close_if_both_finished()
 
     def _established(self, event: Established) -> None:
@@ -370,9 +363,8 @@ class DeviceConnection(EndingConnection):
         self.credential_id = record.credential_id
         self._live_route = route
         self.session_id = uuid7(services.wall(), random.randbytes(8))  # noqa: S311 - tells sessions apart, guards nothing
-        self._since = now = services.now()
-        self._listener.observe_handshake(now - self._accepted_at)
         self._handshake_ended(Outcome.OK, "")
+        self._listener.observe_handshake(self.settled_at - self._accepted_at)
         self.phase = Phase.LIVE
         self._receiving = True
         self._opening = route.has_opening
@@ -408,13 +400,8 @@ class DeviceConnection(EndingConnection):
         if self.phase is Phase.HANDSHAKE:
             self._handshake_ended(outcome_of(error, self._resolution), str(error))
         elif self.phase is Phase.LIVE:
-            log.info(
-                "session_failed",
-                session=self.session_id,
-                device=self.device,
-                realm=self.realm,
-                reason=str(error),
-            )
+            self._reason = self._reason or str(error)
+            log.info("session_failed", **self._names(), reason=str(error))
         self._linger()
 
     def _handshake_ended(self, outcome: Outcome, reason: str) -> None:
@@ -423,26 +410,51 @@ class DeviceConnection(EndingConnection):
             self._in_flight = False
             self._services.limits.end_handshake()
         self._count(outcome)
+        services = self._services
+        self.settled_at = services.now()
         if outcome is Outcome.OK:
-            if not self._services.is_debugging:
-                return
-            log.debug(
-                "session_started",
-                session=self.session_id,
-                device=self.device,
-                realm=self.realm,
-                address=self.address,
-            )
+            self._is_logged = services.connection_log.logs_sessions
+            if services.is_debugging:
+                log.debug("session_started", **self._names())
             return
         self.phase = Phase.CLOSING
-        log.info(
-            "handshake_failed",
-            listener=self._listener.name,
-            address=self.address,
-            outcome=outcome.value,
-            reason=reason,
-            **failure_fields(outcome, self._resolution, self._session),
+        self._outcome, self._reason = outcome, reason
+        self._is_logged = services.connection_log.admits(outcome)
+        if self._is_logged:
+            log.info(
+                "handshake_failed",
+                connection=self.connection_id,
+                listener=self._listener.name,
+                address=self.address,
+                outcome=outcome.value,
+                reason=reason,
+                **failure_fields(outcome, self._resolution, self._session),
+            )
+
+    def _device_finished(self, *, orderly: bool) -> None:
+        """The device ended its side."""
+        self._peer_finished = True
+        if not self._finished:
+            self._reason = self._reason or "the device closed"
+        assert self._route is not None
+        self._route.device_finished(orderly=orderly)
+
+    def _log_end(self, exc: Exception | None) -> None:
+        services = self._services
+        reason = self._reason or (str(exc) if exc else "the gateway closed")
+        services.connection_log.ended(
+            ended_event(self, self._outcome, reason, accepted_at=self._accepted_at, now=services.now())
         )
+
+    def _names(self) -> dict[str, str]:
+        """Who this is, in each log line about its session."""
+        return {
+            "connection": self.connection_id,
+            "session": self.session_id,
+            "device": self.device,
+            "realm": self.realm,
+            "address": self.address,
+        }
 
     def _count(self, outcome: Outcome) -> None:
         self._listener.count_handshake(outcome, self.tls_version, self.cipher)

@@ -86,16 +86,19 @@ class Metrics(msgspec.Struct, tag=True, frozen=True):
 
 
 class ListSessions(msgspec.Struct, tag=True, frozen=True):
-    """Ask for live sessions, all or those of one realm or device name."""
+    """Ask for live sessions, all or those of one realm, device name or route."""
 
     realm: str | None = None
     device: str | None = None
+    route: str | None = None
 
 
 class SessionInfo(msgspec.Struct, frozen=True):
-    """One live session. `since` is Unix seconds; bytes are of payload."""
+    """One live session. `since` is Unix seconds; bytes are of payload; `messages` is None where there are only bytes."""
 
     session: str
+    connection: str
+    worker: str
     realm: str
     device: str
     identity: str
@@ -107,6 +110,7 @@ class SessionInfo(msgspec.Struct, frozen=True):
     since: float
     received_bytes: int
     sent_bytes: int
+    messages: int | None
 
 
 class Sessions(msgspec.Struct, tag=True, frozen=True):

@@ -1,7 +1,9 @@
 """What a worker lends to its connections."""
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gateway.server.commands import CommandSender
@@ -11,6 +13,7 @@ from gateway.server.limits import ConnectionLimits
 from gateway.server.lookup import DeviceLookup
 from gateway.server.routes import LiveRoutes
 from gateway.server.settings import LimitsSettings
+from gateway.telemetry.connection_log import ConnectionLog
 
 if TYPE_CHECKING:
     from gateway.server.ending import EndingConnection
@@ -33,3 +36,10 @@ class Services:
     commands: CommandSender
     is_debugging: bool
     """Whether sessions are logged one by one; asked first, since a log call costs microseconds even when it is dropped."""
+    connection_log: ConnectionLog
+    process: str
+    """The name of the worker, as its log lines have it."""
+    id_prefix: str = dataclasses.field(default_factory=lambda: os.urandom(4).hex())
+    """Of the ids of connections: another one in each life of each worker."""
+    numbers: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1))
+    """The rest of these ids."""

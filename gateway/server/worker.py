@@ -60,11 +60,12 @@ from gateway.server.services import Services
 from gateway.server.sessions import SessionIndex
 from gateway.server.settings import LimitsSettings, ListenerSettings
 from gateway.telemetry.aggregate import snapshot
+from gateway.telemetry.connection_log import ConnectionLog
 from gateway.telemetry.logs import LogSettings, setup
 from gateway.telemetry.metrics import Outcome, WorkerMetrics
 from gateway.tls.contexts import ContextStore
 
-__all__ = ["Worker", "WorkerSettings"]
+__all__ = ["Worker", "WorkerSettings", "process_name"]
 
 log = structlog.get_logger()
 
@@ -95,6 +96,11 @@ class WorkerSettings(BaseModel):
     listeners: tuple[ListenerSettings, ...]
     routes: tuple[RouteSettings, ...]
     backends: dict[str, BackendSettings]
+
+
+def process_name(number: int) -> str:
+    """What the worker in this place is called in logs and lists."""
+    return f"worker-{number}"
 
 
 class Worker:
@@ -151,6 +157,8 @@ class Worker:
             self._observe_revocation,
         )
         self._deadlines: Deadlines[EndingConnection] = Deadlines(time.monotonic())
+        process = process_name(number)
+        self._connection_log = ConnectionLog(settings.log, process, sys.stderr.buffer, time.monotonic)
         self._services = Services(
             settings=settings.limits,
             now=time.monotonic,  # uvloop's own clock stands still within a turn of the loop
@@ -162,6 +170,8 @@ class Worker:
             life=self._life,
             commands=self._commands,
             is_debugging=settings.log.level == "debug",
+            connection_log=self._connection_log,
+            process=process,
         )
         self._listeners = [
             Listener(listener, self._routes.alpn, self._lookup, self._contexts, metrics)
@@ -198,7 +208,8 @@ class Worker:
                 return self.metrics()
             case ListSessions():
                 found = self._sessions.named(message.realm, message.device)
-                return Sessions([session.describe() for session in found])
+                wanted = (each for each in found if message.route in (None, each.route_name))
+                return Sessions([session.describe() for session in wanted])
             case Kick():
                 found = self._sessions.named(message.realm, message.device)
                 for session in found:
@@ -306,6 +317,7 @@ class Worker:
             if connection.phase is not connection.phase.GONE:
                 self._deadlines.add(connection)
         self._life.tick(time.time())
+        self._connection_log.tick()
         if time.monotonic() >= self._keys_looked_at + _KEYS_EVERY_S:
             self._keys_looked_at = time.monotonic()
             refresh_keys(self._keys)
@@ -354,7 +366,7 @@ async def _main(control_fd: int) -> None:
     configuration = await channel.receive_first()
     assert isinstance(configuration, Configure)
     settings = WorkerSettings.model_validate_json(configuration.settings)
-    setup(settings.log, process=f"worker-{configuration.worker}")
+    setup(settings.log, process=process_name(configuration.worker))
     worker = Worker(
         settings, configuration.worker, configuration.workers, configuration.sockets, channel.notify
     )
