@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, ScalarSelect, Select, case, exists, func, or_, select
+from sqlalchemy import Connection, Row, ScalarSelect, Select, case, exists, func, or_, select
 
 from gateway.errors import RegistryMismatch
 from gateway.registry import schema
@@ -41,7 +41,6 @@ __all__ = [
 
 _PAGE_ROWS = 5_000
 _RANGES_PER_STATEMENT = 100
-_ANY_ID = 2**63 - 1
 
 CREDENTIAL_STATES = ("active", "revoked", "disabled", "expired", "not_yet_valid", "idle")
 
@@ -134,8 +133,7 @@ def credential_pages(connection: Connection) -> Iterator[Credentials]:
     the changes after it afterwards.
     """
     credentials = schema.credentials.c
-    if tombstones := _tombstones(connection, [(0, _ANY_ID)]):
-        yield tombstones
+    yield from _tombstone_pages(connection)
     last_id = 0
     while True:
         rows = connection.execute(
@@ -306,30 +304,38 @@ def _identified(row: Sequence[Any]) -> tuple[bytes, CredentialRecord]:
 
 def _tombstones(connection: Connection, ranges: Sequence[tuple[int, int]]) -> Credentials:
     """What is left of removed devices whose keys are derived: records that refuse their identities."""
-    table = schema.tombstones.c
-    rows = connection.execute(
-        select(table.device_id, table.realm_id, table.identity).where(
-            or_(*(table.device_id.between(first_id, last_id) for first_id, last_id in ranges))
-        )
+    device_id = schema.tombstones.c.device_id
+    wanted = or_(*(device_id.between(first_id, last_id) for first_id, last_id in ranges))
+    return dict(_buried(row) for row in connection.execute(select(schema.tombstones).where(wanted)))
+
+
+def _tombstone_pages(connection: Connection) -> Iterator[Credentials]:
+    table = schema.tombstones
+    last_id = 0
+    while rows := connection.execute(
+        select(table).where(table.c.id > last_id).order_by(table.c.id).limit(_PAGE_ROWS)
+    ).all():
+        last_id = rows[-1].id
+        yield dict(_buried(row) for row in rows)
+
+
+def _buried(row: Row[Any]) -> tuple[bytes, CredentialRecord]:
+    record = CredentialRecord(
+        credential_id=0,
+        device_id=row.device_id,
+        realm_id=row.realm_id,
+        device=row.identity,
+        group=None,
+        labels={},
+        disabled=False,
+        revoked=True,
+        not_before=None,
+        not_after=None,
+        networks=(),
+        hash="sha256",
+        sealed_key=b"",
     )
-    return {
-        identity_key(realm_id, identity.encode()): CredentialRecord(
-            credential_id=0,
-            device_id=device_id,
-            realm_id=realm_id,
-            device=identity,
-            group=None,
-            labels={},
-            disabled=False,
-            revoked=True,
-            not_before=None,
-            not_after=None,
-            networks=(),
-            hash="sha256",
-            sealed_key=b"",
-        )
-        for device_id, realm_id, identity in rows
-    }
+    return identity_key(row.realm_id, row.identity.encode()), record
 
 
 def _unix(moment: dt.datetime | None) -> float | None:
