@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, update
 
+from gateway.config import load
+from gateway.registry import schema
+from gateway.registry.database import make_engine, write
 from gateway.registry.devices import DeviceChanges
+from gateway.registry.ledger import note_change
 from gateway.registry.store import NewCredential
 from tests.support.gateway import Gateway, gatewayctl, new_gateway, running, wait_for
 from tests.support.psk_device import Session, hint_of, is_accepted
@@ -198,6 +203,43 @@ def test_the_last_use_is_written_once_without_a_row_of_the_audit(gateway: Gatewa
     assert last_used() == first
     assert len(ctl(gateway, "audit-log")) == before
     assert "used" not in {each["device"] for each in ctl(gateway, "list-devices", "--idle", "1")}
+
+
+def test_idle_credentials_are_refused_and_live_sessions_are_in_use(gateway: Gateway) -> None:
+    idle, live = gateway.add_device("idle"), gateway.add_device("live")
+    for device in (idle, live):
+        wait_for(functools.partial(is_accepted, gateway.port(), device.identity, device.key), 2)
+    gateway.ctl("update-realm", "default", "--idle-days", "30")
+
+    def pass_days(connection: Connection) -> None:
+        feed = schema.feed
+        connection.execute(update(feed).values(service_day=feed.c.service_day + 31))
+        note_change(connection, "realm", 0, 0, dt.datetime.now(dt.UTC))
+
+    engine = make_engine(load(gateway.config).registry.url)
+    try:
+        with Session(gateway.port(), live.identity, live.key) as session:
+            # Both are written as used now, else the days that pass are not those since their use.
+            wait_for(lambda: all(last_used(gateway, name) for name in ("idle", "live")), 20)
+            write(engine, pass_days)
+            wait_for(lambda: not is_accepted(gateway.port(), idle.identity, idle.key), 3)
+            assert session.ask(b"still here") == b"ok 1"
+            wait_for(
+                lambda: is_accepted(gateway.port(), live.identity, live.key), 20, "it was in use all the time"
+            )
+        gateway.wait_for_event("credential_idle", device="idle")
+        assert ctl(gateway, "show-device", "idle")["state"] == "idle"
+        assert gateway.metric("pskgw_handshakes_total", outcome="expired") >= 1
+        rotated = ctl(gateway, "rotate-key", "idle")
+        wait_for(functools.partial(is_accepted, gateway.port(), rotated["identity"], rotated["key"]), 2)
+    finally:
+        engine.dispose()
+        gateway.ctl("update-realm", "default", "--no-idle-days")
+    wait_for(functools.partial(is_accepted, gateway.port(), idle.identity, idle.key), 2)
+
+
+def last_used(gateway: Gateway, device: str) -> Any:
+    return ctl(gateway, "show-device", device)["credentials"][0]["last_used_at"]
 
 
 def test_keys_move_to_another_master_key_while_devices_connect(gateway: Gateway) -> None:
