@@ -44,6 +44,7 @@ _WRITING = "registry_writing"
 
 _RETRY_SQLSTATES = {"40001", "40P01"}  # serialization_failure, deadlock_detected
 _RETRY_MYSQL_ERRORS = {1020, 1213}  # ER_CHECKREAD, ER_LOCK_DEADLOCK
+_EXTRAS = {"pymysql": "psk-gateway[mariadb]"}
 
 
 def make_engine(url: str, *, create: bool = False) -> Engine:
@@ -65,8 +66,9 @@ def make_engine(url: str, *, create: bool = False) -> Engine:
             return _postgresql_engine(parsed)
         return _mysql_engine(parsed)
     except ModuleNotFoundError as exc:
+        wanted = _EXTRAS.get(exc.name or "", exc.name)
         raise ConfigurationError(
-            f"registry.url needs the package {exc.name}: run `pip install {exc.name}`"
+            f"registry.url needs the package {exc.name}: run `pip install '{wanted}'`"
         ) from exc
 
 
@@ -269,4 +271,7 @@ def _mysql_engine(url: URL) -> Engine:
 
 def _set_up_mysql(connection: Any, _record: ConnectionPoolEntry) -> None:
     with connection.cursor() as cursor:
-        cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {_LOCK_TIMEOUT_S}")
+        cursor.execute(
+            f"SET SESSION innodb_lock_wait_timeout = {_LOCK_TIMEOUT_S}, "
+            f"max_statement_time = {_STATEMENT_TIMEOUT_S}, idle_transaction_timeout = {_STATEMENT_TIMEOUT_S}"
+        )

@@ -1,6 +1,7 @@
 """One registry per test, on every database that the project supports and this machine has."""
 
 import datetime as dt
+import gc
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,19 +17,45 @@ from gateway.registry.migrate import migrate
 from gateway.registry.sealing import MasterKey
 from gateway.registry.settings import RegistrySettings
 from gateway.registry.store import Registry
+from tests.support.database_server import DatabaseServer, database_of
 
 AUTHOR = Author("alice", "console.example")
 NOON = dt.datetime(2030, 1, 2, 12, 0, 0, 123456, tzinfo=dt.UTC)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+SERVERS = {"postgresql": "postgres_server", "mariadb": "mariadb_server"}
+
+
+@pytest.fixture(params=["sqlite", *SERVERS])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Where an empty database is, or can be made."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'registry.db'}"
-    url = request.getfixturevalue("postgres_url")
-    assert isinstance(url, str)
-    return url
+        yield f"sqlite:///{tmp_path / 'registry.db'}"
+        return
+    with database_of(request.getfixturevalue(SERVERS[request.param])) as url:
+        yield url
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest) -> DatabaseServer:
+    """A database server: what SQLite cannot show is shown on each of them."""
+    server = request.getfixturevalue(SERVERS[request.param])
+    assert isinstance(server, DatabaseServer)
+    return server
+
+
+@pytest.fixture
+def _forgotten_sockets() -> Iterator[None]:
+    """PyMySQL leaves a socket that did not connect to the garbage collector: let it warn in this test, not in a later one."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def server_settings(server: DatabaseServer, tmp_path: Path) -> Iterator[RegistrySettings]:
+    """A registry on it."""
+    with database_of(server) as url:
+        yield found_registry(url, tmp_path)
 
 
 @pytest.fixture

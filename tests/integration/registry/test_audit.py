@@ -149,11 +149,10 @@ def test_rows_of_before_the_chain_are_chained_once(
     assert filled.audit_head() == head
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)  # one database is enough
 def test_another_registry_has_other_links(
-    filled: Registry, url: str, tmp_path: Path, new_registry: Callable[[str, Path], RegistrySettings]
+    filled: Registry, tmp_path: Path, new_registry: Callable[[str, Path], RegistrySettings]
 ) -> None:
-    if not url.startswith("sqlite"):
-        pytest.skip("one database is enough")
     (tmp_path / "other").mkdir()
     other = new_registry(f"sqlite:///{tmp_path / 'other' / 'registry.db'}", tmp_path / "other")
     with Registry(other, Author("alice", "console")) as registry:

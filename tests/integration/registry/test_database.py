@@ -17,7 +17,7 @@ from gateway.registry.database import make_engine, read, write
 from gateway.registry.ledger import Author
 from gateway.registry.settings import RegistrySettings
 from gateway.registry.store import NewDevice, Registry
-from tests.integration.postgresql import PostgresServer
+from tests.support.database_server import DatabaseServer
 
 AUTHOR = Author("alice", "console.example")
 DEADLINE_S = 30
@@ -35,11 +35,6 @@ def sqlite_engine(sqlite_settings: RegistrySettings) -> Iterator[Engine]:
     engine = make_engine(sqlite_settings.url)
     yield engine
     engine.dispose()
-
-
-@pytest.fixture
-def postgres_settings(postgres_url: str, tmp_path: Path, new_registry: NewRegistry) -> RegistrySettings:
-    return new_registry(postgres_url, tmp_path)
 
 
 def sequence(engine: Engine) -> int:
@@ -155,10 +150,10 @@ def test_a_database_without_our_tables_is_a_mismatch(url: str) -> None:
     engine.dispose()
 
 
-def test_what_deadlocks_is_tried_again(postgres_settings: RegistrySettings) -> None:
-    """Two writers that take two rows in opposite order: PostgreSQL ends one of them, and its second try succeeds."""
-    add_many(postgres_settings, 0, 2)
-    engine = make_engine(postgres_settings.url)
+def test_what_deadlocks_is_tried_again(server_settings: RegistrySettings) -> None:
+    """Two writers that take two rows in opposite order: the server ends one of them, and its second try succeeds."""
+    add_many(server_settings, 0, 2)
+    engine = make_engine(server_settings.url)
     both_hold_one = threading.Barrier(2)
     tries = {"ab": 0, "ba": 0}
 
@@ -186,30 +181,32 @@ def test_what_deadlocks_is_tried_again(postgres_settings: RegistrySettings) -> N
 
 
 def test_a_lock_that_is_held_too_long_is_unavailable(
-    postgres_settings: RegistrySettings, monkeypatch: pytest.MonkeyPatch
+    server_settings: RegistrySettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_LOCK_TIMEOUT_S", 1)
-    holder = make_engine(postgres_settings.url)
-    with holder.begin() as connection, Registry(postgres_settings, AUTHOR) as registry:
+    holder = make_engine(server_settings.url)
+    with holder.begin() as connection, Registry(server_settings, AUTHOR) as registry:
         connection.execute(select(schema.feed).with_for_update())
-        with pytest.raises(RegistryUnavailable, match="lock timeout"):
+        with pytest.raises(RegistryUnavailable, match=r"lock timeout|Lock wait timeout"):
             registry.add_device(NewDevice(identity="m"))
     holder.dispose()
-    with Registry(postgres_settings, AUTHOR) as registry:
+    with Registry(server_settings, AUTHOR) as registry:
         assert registry.devices() == []
 
 
+@pytest.mark.usefixtures("_forgotten_sockets")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_server_that_stops_is_unavailable_and_found_again(
-    postgres_settings: RegistrySettings, postgres_server: PostgresServer
+    server_settings: RegistrySettings, server: DatabaseServer
 ) -> None:
-    engine = make_engine(postgres_settings.url)
+    engine = make_engine(server_settings.url)
     assert sequence(engine) == 1
-    postgres_server.stop()
+    server.stop()
     try:
         with pytest.raises(RegistryUnavailable, match="is away"):
             sequence(engine)
     finally:
-        postgres_server.start()
+        server.start()
     assert sequence(engine) == 1
     engine.dispose()
 
@@ -233,6 +230,7 @@ def test_errors_show_no_parameters(sqlite_engine: Engine) -> None:
 def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymysql", None)
     with pytest.raises(
-        ConfigurationError, match=r"registry\.url needs the package pymysql: run `pip install pymysql`"
+        ConfigurationError,
+        match=r"registry\.url needs the package pymysql: run `pip install 'psk-gateway\[mariadb\]'`",
     ):
         make_engine("mysql+pymysql://u@h/d")

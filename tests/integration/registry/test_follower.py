@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,9 +24,10 @@ from gateway.registry.reports import Newcomer, Reports
 from gateway.registry.sealing import MasterKey, Sealer, credential_context, secret_context
 from gateway.registry.settings import RegistrySettings
 from gateway.registry.store import NewDevice, Registry
-from tests.integration.postgresql import PostgresServer
 from tests.integration.registry import lookups
 from tests.integration.registry.lookups import View
+from tests.support import capabilities
+from tests.support.database_server import DatabaseServer
 
 AUTHOR = Author("alice", "console.example")
 LEDGER = Ledger(AUTHOR, utc_now, bytes(32))
@@ -594,26 +594,25 @@ def test_an_sqlite_registry_that_goes_away_and_comes_back(
         assert sorted(look.look("m").credentials) == ["m"]
 
 
-def test_a_postgresql_that_stops_and_starts(
-    *,
-    postgres_url: str,
-    postgres_server: PostgresServer,
-    tmp_path: Path,
+@pytest.mark.usefixtures("_forgotten_sockets")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_server_that_stops_and_starts(
+    server: DatabaseServer,
+    server_settings: RegistrySettings,
     clock: Clock,
     replica_dir: Path,
     look: Worker,
-    new_registry: Callable[[str, Path], RegistrySettings],
 ) -> None:
-    settings = new_registry(postgres_url, tmp_path)
+    settings = server_settings
     with opened(settings, replica_dir, clock) as follower:
         poll(follower)
-        postgres_server.stop()
+        server.stop()
         try:
             for _ in range(2):
                 with pytest.raises(RegistryUnavailable, match="is away"):
                     follower.poll()
         finally:
-            postgres_server.start()
+            server.start()
         with Registry(settings, AUTHOR) as registry:
             registry.add_device(NewDevice(identity="m"))
         assert poll_once(follower).sequence == 2
@@ -723,20 +722,12 @@ def test_a_full_map_keeps_the_changes(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small file system")
     folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no small file system here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    try:
+        with capabilities.small_disk(folder, 2 << 20):
+            yield folder
+    except capabilities.Unavailable as exc:
+        capabilities.missing(str(exc))
 
 
 def fill_disk(folder: Path) -> None:
@@ -887,11 +878,10 @@ def test_what_is_sealed_anew_reaches_the_replica(
         assert len(sealer.open(sealed, secret_context(name))) == 32
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)  # a file is moved away
 def test_reports_wait_for_a_registry_that_is_away(
     settings: RegistrySettings, registry: Registry, clock: Clock, tmp_path: Path
 ) -> None:
-    if not settings.url.startswith("sqlite"):
-        pytest.skip("a file is moved away")
     registry.found_realm(NewRealm(name="r", key_source="derived-hmac", enroll="first-use"))
     realm_id = registry.realm("r").id
     registry.add_device(NewDevice(identity="a"))
