@@ -24,6 +24,7 @@ import structlog
 from gateway.errors import ControlError, LimitReached, PeerError, PeerFault
 from gateway.forward.message import uuid7
 from gateway.forward.session import Bytes, DeviceInfo, RouteSession
+from gateway.net.stream import Stream
 from gateway.registry.records import RealmRecord
 from gateway.server.connection_report import ended_event, session_info
 from gateway.server.control import SessionInfo
@@ -117,7 +118,7 @@ class DeviceConnection(EndingConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Admit the connection, or drop it."""
         services = self._services
-        self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's own is no subclass
+        self._transport = transport = cast("Stream", transport)
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if peer else ""
         if not services.limits.admit(self.address):

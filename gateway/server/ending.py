@@ -7,6 +7,7 @@ import struct
 import termios
 from typing import Final
 
+from gateway.net.stream import Stream
 from gateway.server.services import Services
 from gateway.tls.session import ServerSession
 
@@ -40,7 +41,7 @@ class EndingConnection(asyncio.BufferedProtocol):
     def __init__(self, services: Services, session: ServerSession) -> None:
         self._services = services
         self._session = session
-        self._transport: asyncio.Transport | None = None
+        self._transport: Stream | None = None
         self._transmitted = 0
         self._opening = False
         self._receiving = False
@@ -63,14 +64,18 @@ class EndingConnection(asyncio.BufferedProtocol):
         """Say close_notify and end our direction."""
         if self.phase is not Phase.LIVE or self._finished:
             return
+        self._finish(is_end=False)
+
+    def _finish(self, *, is_end: bool) -> None:
         self._finished = True
         self._session.close()
-        self._flush()
+        self._flush(is_last=is_end or self._peer_finished)
         self._close_if_both_finished()
 
     def close(self) -> None:
         """Say close_notify, drop what comes in, and be gone within LINGER_S."""
-        self.finish()
+        if self.phase is Phase.LIVE and not self._finished:
+            self._finish(is_end=True)
         if self.phase is Phase.LIVE:
             self._linger()
 
@@ -103,12 +108,15 @@ class EndingConnection(asyncio.BufferedProtocol):
 
     # Inside
 
-    def _flush(self) -> None:
-        """Transmit what the TLS session wants to say."""
+    def _flush(self, *, is_last: bool = False) -> None:
+        """Transmit what the TLS session wants to say; after the last of it comes our FIN, at once."""
         output = self._session.output()
         if output and self._transport is not None:
             self._transmitted += len(output)
-            self._transport.write(output)
+            if is_last:
+                self._transport.write_last(output)
+            else:
+                self._transport.write(output)
 
     def _close_if_both_finished(self) -> None:
         if self._finished and self._peer_finished and self._transport is not None:
@@ -118,7 +126,7 @@ class EndingConnection(asyncio.BufferedProtocol):
 
     def _linger(self) -> None:
         """Say the last words, then FIN, and wait for the peer's own end, LINGER_S at most."""
-        self._flush()
+        self._flush(is_last=True)
         if self.phase is Phase.GONE or self._transport is None:
             return
         self.phase = Phase.CLOSING

@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict
 from gateway.errors import ControlError, RegistryError
 from gateway.forward.route import RouteTable
 from gateway.forward.settings import BackendSettings, RouteSettings
+from gateway.net.acceptor import Acceptor
+from gateway.net.poller import Poller
 from gateway.registry.masterkeys import KeyRing, MasterKeySource
 from gateway.registry.notices import Changed, Published
 from gateway.server.command_sources import CommandSources
@@ -179,7 +181,8 @@ class Worker:
         ]
         self._keys_looked_at = time.monotonic()
         self._sequence = 0
-        self._servers: list[asyncio.Server] = []
+        self._poller = Poller(self._loop)
+        self._acceptors: list[Acceptor] = []
         self._draining = asyncio.Event()
         self._drain_s = settings.drain_s
 
@@ -249,8 +252,8 @@ class Worker:
         self._life.changed(time.time(), realms=True)
         for session in self._sessions:
             self._commands.connected(session)
-        if not self._servers and not self._draining.is_set():
-            await self._accept()
+        if not self._acceptors and not self._draining.is_set():
+            self._accept()
 
     def _registry_changed(self, change: Changed) -> None:
         if not self._lookup.is_ready:
@@ -293,19 +296,17 @@ class Worker:
 
     # Accepting
 
-    async def _accept(self) -> None:
+    def _accept(self) -> None:
         """Begin to accept, each listener on this worker's own socket."""
         for listener in self._listeners:
-            server = await self._loop.create_server(
-                self._factory(listener), sock=self._sockets[listener.name][self._number], backlog=BACKLOG
-            )
-            self._servers.append(server)
+            sock = self._sockets[listener.name][self._number]
+            self._acceptors.append(Acceptor(self._poller, sock, BACKLOG, self._factory(listener)))
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
         gc.set_threshold(*GC_THRESHOLDS)
         log.debug("accepting", worker=self._number)
 
-    def _factory(self, listener: Listener) -> Any:
+    def _factory(self, listener: Listener) -> Callable[[], DeviceConnection]:
         services = self._services
         return lambda: DeviceConnection(listener, services)
 
@@ -338,8 +339,8 @@ class Worker:
 
     async def _drain(self) -> None:
         deadline = self._loop.time() + self._drain_s
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         for socks in self._sockets.values():
             for sock in socks:
                 sock.close()
@@ -357,6 +358,7 @@ class Worker:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
+        self._poller.close()
         self._lookup.close()
 
 

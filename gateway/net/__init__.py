@@ -1,0 +1,1 @@
+"""Sockets of devices and of services, driven without a transport of the event loop."""

@@ -1,0 +1,69 @@
+"""A listening socket: accepts what has come, and makes a stream of each."""
+
+import errno
+import select
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from gateway.net.poller import Poller
+from gateway.net.stream import Stream, StreamProtocol
+
+__all__ = ["Acceptor"]
+
+log = structlog.get_logger()
+
+_ACCEPTS_MAX: Final = 64
+"""Accepted in one turn of the loop: those that are connected already are served in between."""
+_RETRY_S: Final = 1.0
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Acceptor:
+    """Accepts on a bound socket, until `close`. Every connection gets a protocol of its own."""
+
+    def __init__(
+        self, poller: Poller, sock: socket.socket, backlog: int, make: Callable[[], StreamProtocol]
+    ) -> None:
+        self._poller = poller
+        self._sock = sock
+        self._make = make
+        self._family, self._proto = int(sock.family), sock.proto
+        sock.setblocking(False)
+        # What is accepted inherits it: one system call for all of them.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.listen(backlog)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._poller.add(self._sock.fileno(), self, select.EPOLLIN)
+
+    def close(self) -> None:
+        """Accept nothing more. What waits in the backlog is reset when no other process has the socket open."""
+        self._poller.unregister(self._sock.fileno())
+        self._sock.close()
+
+    def ready(self, events: int) -> None:  # noqa: ARG002 - whatever it is, accept tells
+        """Somebody has connected."""
+        for _ in range(_ACCEPTS_MAX):
+            try:
+                # As `socket.accept` does, without the wrapper that it makes of each.
+                descriptor, peer = self._sock._accept()  # type: ignore[attr-defined] # noqa: SLF001
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                if exc.errno not in _EXHAUSTED:
+                    raise
+                self._rest(exc)
+                return
+            sock = socket.SocketType(self._family, socket.SOCK_STREAM, self._proto, descriptor)
+            Stream(self._poller, sock, peer, self._make()).start()
+
+    def _rest(self, exc: OSError) -> None:
+        """There is no descriptor or memory for one more: those that wait are accepted when there is."""
+        log.error("accept_failed", reason=exc.strerror, retry_s=_RETRY_S)
+        self._poller.unregister(self._sock.fileno())
+        self._poller.loop.call_later(_RETRY_S, self._listen)

@@ -1,0 +1,262 @@
+"""A connected TCP socket as a transport of asyncio, on a `Poller` in the place of the event loop.
+
+It does what the event loops' own transports do and these protocols need, with half the system calls and objects: bytes
+are read into one buffer of the protocol, written at once, and kept only when the kernel takes no more.
+
+Reading is edge-triggered: an event says that something came since the last one. A read that fills less than the buffer has
+emptied the socket; one that fills it is followed by another in the next turn, and so is one behind which the peer has
+ended its side, whose end is to be seen too. A paused stream remembers that there was an event.
+"""
+
+import asyncio
+import select
+import socket
+from typing import Any, Final, Protocol
+
+from gateway.net.poller import EDGES, Poller
+
+__all__ = ["Stream", "StreamProtocol"]
+
+_WRITABLE: Final = EDGES | select.EPOLLOUT
+_READS: Final = ~select.EPOLLOUT
+_ENDS: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_SEND_MORE: Final = _SEND | socket.MSG_MORE
+_BUFFERED_BYTES_MAX: Final = 64 * 1024
+
+
+class StreamProtocol(Protocol):
+    """A protocol as `asyncio.BufferedProtocol` has it, whose buffer is asked for once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
+    def get_buffer(self, sizehint: int) -> memoryview: ...
+    def buffer_updated(self, nbytes: int) -> None: ...
+    def eof_received(self) -> bool | None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+
+class Stream(asyncio.Transport):
+    """One connection. `peer` is the address of the other end as the kernel writes it.
+
+    What a protocol raises ends its connection and is told to the loop's exception handler, as with any transport.
+    """
+
+    __slots__ = (
+        "_buffer", "_descriptor", "_error", "_finishing", "_high", "_is_closing", "_is_ended", "_is_lost", "_is_paused",
+        "_is_readable", "_is_writing_paused", "_poller", "_protocol", "_rest", "_sock", "peer",
+    )  # fmt: skip
+
+    def __init__(self, poller: Poller, sock: socket.SocketType, peer: Any, protocol: StreamProtocol) -> None:
+        self._poller = poller
+        self._sock = sock
+        self._descriptor = sock.fileno()
+        self._protocol = protocol
+        self._buffer = protocol.get_buffer(-1)
+        self._rest: bytearray | None = None  # what the kernel did not take yet
+        self._high = _BUFFERED_BYTES_MAX
+        self._error: Exception | None = None
+        self._is_paused = False
+        self._is_readable = False  # there was an event while paused, or there is more than a buffer
+        self._is_writing_paused = False
+        self._finishing = False  # FIN goes out behind the rest
+        self._is_ended = False  # the peer's FIN was seen
+        self._is_closing = False
+        self._is_lost = False
+        self.peer = peer
+
+    def start(self) -> None:
+        """Tell the protocol of its connection, and begin to read."""
+        self._protocol.connection_made(self)
+        if not self._is_lost:
+            self._poller.add(self._descriptor, self, EDGES)
+
+    # From the poller
+
+    def ready(self, events: int) -> None:
+        """Something happened on the socket."""
+        try:
+            if self._rest is not None and events & select.EPOLLOUT:
+                self._write_on()
+            if events & _READS:
+                self._read(bool(events & _ENDS))
+        except Exception as exc:  # noqa: BLE001 - the connection's boundary: it ends, the others go on
+            self._fatal(exc)
+
+    def _read(self, is_ending: bool) -> None:
+        """Read once, and see to it that what is left is read too."""
+        if self._is_paused:
+            self._is_readable = True
+            return
+        if self._is_closing or self._is_ended:
+            return
+        try:
+            size = self._sock.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._lose(exc)
+            return
+        if not size:
+            self._is_ended = True
+            if not self._protocol.eof_received():
+                self.close()
+            return
+        self._protocol.buffer_updated(size)
+        if (is_ending or size == len(self._buffer)) and not self._is_closing:
+            self._is_readable = True
+            if not self._is_paused:
+                self._poller.put_off(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._is_readable and not self._is_paused:
+            self._is_readable = False
+            try:
+                self._read(is_ending=True)
+            except Exception as exc:  # noqa: BLE001 - as in `ready`
+                self._fatal(exc)
+
+    def _write_on(self) -> None:
+        assert self._rest is not None
+        try:
+            sent = self._sock.send(self._rest, _SEND)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self._lose(exc)
+            return
+        if sent < len(self._rest):
+            del self._rest[:sent]
+        else:
+            self._rest = None
+            self._poller.change(self._descriptor, EDGES)
+            if self._finishing:
+                self._shut_down()
+        if self._is_writing_paused and (self._rest is None or len(self._rest) <= self._high // 4):
+            self._is_writing_paused = False
+            self._protocol.resume_writing()
+        if self._is_closing and self._rest is None:
+            self._lose(None)
+
+    # asyncio.Transport
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send now, or keep what the kernel does not take."""
+        self._send(data, _SEND)
+
+    def write_last(self, data: bytes | bytearray | memoryview) -> None:
+        """Send what `write_eof` or `close` follows at once, so that it leaves in one segment with the FIN."""
+        self._send(data, _SEND_MORE)
+
+    def _send(self, data: bytes | bytearray | memoryview, flags: int) -> None:
+        if self._rest is not None:
+            self._rest += data
+        elif self._is_closing:
+            return
+        else:
+            try:
+                sent = self._sock.send(data, flags)
+            except BlockingIOError:
+                sent = 0
+            except OSError as exc:
+                self._lose(exc)
+                return
+            if sent == len(data):
+                return
+            self._rest = bytearray(memoryview(data)[sent:])
+            self._poller.change(self._descriptor, _WRITABLE)
+        if len(self._rest) > self._high and not self._is_writing_paused:
+            self._is_writing_paused = True
+            self._protocol.pause_writing()
+
+    def can_write_eof(self) -> bool:
+        """TCP can."""
+        return True
+
+    def write_eof(self) -> None:
+        """FIN, behind what was written."""
+        self._finishing = True
+        if self._rest is None and not self._is_closing:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:  # the peer has reset the connection
+            self._lose(exc)
+
+    def pause_reading(self) -> None:
+        """Do not read until `resume_reading`."""
+        self._is_paused = True
+
+    def resume_reading(self) -> None:
+        """Read again, in the next turn, what came meanwhile."""
+        self._is_paused = False
+        if self._is_readable:
+            self._poller.put_off(self._read_on)
+
+    def is_closing(self) -> bool:
+        """Whether `close` or `abort` was called, or the connection is lost."""
+        return self._is_closing
+
+    def close(self) -> None:
+        """Read nothing more, and be gone once everything is written."""
+        if not self._is_closing:
+            self._is_closing = True
+            if self._rest is None:
+                self._lose(None)
+
+    def abort(self) -> None:
+        """Be gone, whatever waits to be written."""
+        self._lose(None)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """`pause_writing` above `high` bytes; `resume_writing` at a quarter of that."""
+        assert low is None, "a quarter of `high`"
+        self._high = _BUFFERED_BYTES_MAX if high is None else high
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        return 0 if self._rest is None else len(self._rest)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """`peername`, `sockname`, `socket`."""
+        if name == "peername":
+            return self.peer
+        if name == "socket":
+            return self._sock
+        if name == "sockname":
+            return self._sock.getsockname()
+        return default
+
+    # The end
+
+    def _lose(self, error: Exception | None) -> None:
+        """The connection is over; the protocol hears of it after what runs now."""
+        self._is_closing = True
+        if not self._is_lost:
+            self._is_lost = True
+            self._error = error
+            self._rest = None
+            self._poller.put_off(self._lost)
+
+    def _fatal(self, exc: Exception) -> None:
+        self._poller.loop.call_exception_handler(
+            {
+                "message": "a protocol failed: its connection is cut",
+                "exception": exc,
+                "protocol": self._protocol,
+            }
+        )
+        self._lose(exc)
+
+    def _lost(self) -> None:
+        try:
+            self._protocol.connection_lost(self._error)
+        except Exception as exc:  # noqa: BLE001 - as in `ready`
+            self._poller.loop.call_exception_handler(
+                {"message": "a protocol failed at its end", "exception": exc, "protocol": self._protocol}
+            )
+        self._poller.remove(self._descriptor)
+        self._sock.close()
