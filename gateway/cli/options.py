@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from gateway.errors import ConfigurationError
+from gateway.errors import ConfigurationError, RegistryRefused
 
 if TYPE_CHECKING:
     from gateway.config import GatewaySettings
@@ -102,20 +102,12 @@ def parse_labels(texts: list[str] | None) -> dict[str, str]:
 
 def parse_time(text: str | None, option: str) -> dt.datetime | None:
     """A time with its zone, or a date, which begins at midnight UTC."""
-    if text is None:
-        return None
+    from gateway.registry.identities import parse_time as parse
+
     try:
-        when = dt.datetime.fromisoformat(text)
-    except ValueError:
-        when = None
-    if when is not None and when.tzinfo is None and len(text) == len("2027-01-31"):
-        when = when.replace(tzinfo=dt.UTC)
-    if when is None or when.tzinfo is None:
-        raise typer.BadParameter(
-            f"{text!r} is not a time: write 2027-01-31T12:00:00Z, or 2027-01-31 for midnight UTC",
-            param_hint=option,
-        )
-    return when.astimezone(dt.UTC)
+        return None if text is None else parse(text)
+    except RegistryRefused as exc:
+        raise typer.BadParameter(str(exc), param_hint=option) from exc
 
 
 def parse_duration(text: str, option: str) -> dt.timedelta:

@@ -6,12 +6,14 @@ Every refusal is a `RegistryRefused` with one line that shows neither a key nor 
 """
 
 import binascii
+import datetime as dt
 import ipaddress
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
 from gateway.errors import RegistryRefused
+from gateway.registry.records import PskHash
 from gateway.registry.sealing import Key
 
 __all__ = [
@@ -23,12 +25,14 @@ __all__ = [
     "is_identity",
     "parse_device_name",
     "parse_group",
+    "parse_hash",
     "parse_hint",
     "parse_identity",
     "parse_key_hex",
     "parse_labels",
     "parse_networks",
     "parse_realm_name",
+    "parse_time",
 ]
 
 IDENTITY_BYTES_MAX = 128
@@ -85,6 +89,30 @@ def check_key(key: Key) -> Key:
     if len(key) > KEY_BYTES_MAX:
         raise RegistryRefused(f"the key has {len(key)} bytes: at most {KEY_BYTES_MAX} are allowed")
     return key
+
+
+def parse_hash(text: str) -> PskHash:
+    """The hash that a key is bound to in TLS 1.3."""
+    if text == "sha256":
+        return "sha256"
+    if text == "sha384":
+        return "sha384"
+    raise RegistryRefused(f"hash {_shown(text)} is unknown: it is sha256 or sha384")
+
+
+def parse_time(text: str) -> dt.datetime:
+    """A time with its zone, in UTC; a date alone begins at midnight UTC."""
+    try:
+        when = dt.datetime.fromisoformat(text)
+        if when.tzinfo is None and len(text) == len("2027-01-31"):
+            when = when.replace(tzinfo=dt.UTC)
+        if when.tzinfo is not None:
+            return when.astimezone(dt.UTC)
+    except (ValueError, OverflowError):  # the latter: its zone moves it out of the calendar
+        pass  # as a time without zone
+    raise RegistryRefused(
+        f"{_shown(text)} is not a time: write 2027-01-31T12:00:00Z, or 2027-01-31 for midnight UTC"
+    )
 
 
 def check_record_bytes(size: int) -> int:
