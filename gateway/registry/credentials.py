@@ -77,17 +77,25 @@ def new_key(vault: Vault, realm: KnownRealm, identity: str, given: Key | None) -
     return vault.derive(realm.id, realm.key_source, realm.sealed_secret, identity), b""
 
 
-def credential_columns(
-    device_id: int, realm_id: int, identity: str, hash_: str, created_at: dt.datetime
+def credential_columns(  # noqa: PLR0917 - the columns, in the order of the table
+    device_id: int,
+    realm_id: int,
+    identity: str,
+    hash_: str,
+    created_at: dt.datetime,
+    used_on: int | None = None,
 ) -> dict[str, Any]:
-    """What every new row of credentials has, whoever writes it; key, fingerprint and window come to it."""
+    """What every new row of credentials has, whoever writes it; key, fingerprint and window come to it.
+
+    `used_on` is the value of `first_day`, read once by those who write many rows.
+    """
     return {
         "device_id": device_id,
         "realm_id": realm_id,
         "identity": identity,
         "hash": hash_,
         "created_at": created_at,
-        "used_on": first_day(),
+        "used_on": first_day() if used_on is None else used_on,
     }
 
 

@@ -6,7 +6,7 @@
 import datetime as dt
 import getpass
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -75,9 +75,14 @@ class Ledger:
     now: Callable[[], dt.datetime]
     audit_secret: bytes = field(repr=False)
 
-    def record(self, connection: Connection, entry: Entry) -> int:
-        """Take the next sequence, write `changes` and `audit` under it, and give it. Commit soon: others wait for it."""
+    def record(self, connection: Connection, entry: Entry, ranges: Sequence[tuple[int, int]] = ()) -> int:
+        """Take the next sequence, write `changes` and `audit` under it, and give it. Commit soon: others wait for it.
+
+        `ranges` are further ids that the entry is about; each is a change of its own, before it.
+        """
         at = self.now()
+        if ranges:
+            _note_changes(connection, entry.scope, ranges, at)
         sequence = note_change(connection, entry.scope, entry.first_id, entry.last_id, at)
         feed = schema.feed.c
         previous, chain = connection.execute(select(feed.audit_sequence, feed.audit_chain)).one()
@@ -110,9 +115,26 @@ def note_change(connection: Connection, scope: Scope, first_id: int, last_id: in
     return sequence
 
 
-def _next_sequence(connection: Connection) -> int:
+def _note_changes(
+    connection: Connection, scope: Scope, ranges: Sequence[tuple[int, int]], at: dt.datetime
+) -> None:
+    """As many changes as there are ranges, by one statement per table."""
+    last = _next_sequence(connection, len(ranges))
+    connection.execute(
+        insert(schema.changes),
+        [
+            {"sequence": sequence, "scope": scope, "first_id": first_id, "last_id": last_id, "at": at}
+            for sequence, (first_id, last_id) in enumerate(ranges, start=last - len(ranges) + 1)
+        ],
+    )
+    if last // _PRUNE_EVERY > (last - len(ranges)) // _PRUNE_EVERY:
+        _prune(connection, last - _CHANGES_KEPT)
+
+
+def _next_sequence(connection: Connection, count: int = 1) -> int:
+    """The last of so many sequences that are taken."""
     feed = schema.feed.c
-    connection.execute(update(schema.feed).values(sequence=feed.sequence + 1))
+    connection.execute(update(schema.feed).values(sequence=feed.sequence + count))
     return int(connection.execute(select(feed.sequence)).scalar_one())
 
 

@@ -192,7 +192,7 @@ def remove_realm(connection: Connection, ledger: Ledger, name: str, *, with_devi
     Raises RegistryRefused: there is no such realm, or it has devices and they were not to go.
     """
     realm = known_realm(connection, name, lock=True)
-    devices, credentials, tombstones = schema.devices, schema.credentials, schema.tombstones
+    devices, credentials = schema.devices, schema.credentials
     count, first_id, last_id = connection.execute(
         select(func.count(), func.min(devices.c.id), func.max(devices.c.id)).where(
             devices.c.realm_id == realm.id
@@ -202,7 +202,7 @@ def remove_realm(connection: Connection, ledger: Ledger, name: str, *, with_devi
         raise RegistryRefused(
             f"realm {name!r} has {count} device{'s' if count > 1 else ''}: remove them first, or with it by --with-devices"
         )
-    for table in (credentials, devices, tombstones):
+    for table in (credentials, devices, schema.tombstones, schema.imports):
         connection.execute(delete(table).where(table.c.realm_id == realm.id))
     connection.execute(delete(schema.realms).where(schema.realms.c.id == realm.id))
     if count:

@@ -36,13 +36,14 @@ __all__ = [
     "credentials",
     "devices",
     "feed",
+    "imports",
     "metadata",
     "realms",
     "secrets",
     "tombstones",
 ]
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The migration that this program knows; their names are numbers, so that older and newer can be told."""
 
 _MARIADB_BYTEWISE = "utf8mb4_nopad_bin"
@@ -182,6 +183,18 @@ tombstones = Table(
     Index(None, "device_id"),
     sqlite_autoincrement=True,
 )
+
+imports = Table(
+    "imports",
+    metadata,
+    Column("digest", _bytewise(64), primary_key=True),  # of the file, SHA-256 as hex
+    Column("realm_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("options", _bytewise(64), primary_key=True),  # their digest
+    Column("devices", BigInteger, nullable=False),
+    Column("last_line", BigInteger, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+)
+"""How far imports came that are not finished, see `imports`."""
 
 feed = Table(
     "feed",

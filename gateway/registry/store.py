@@ -10,6 +10,7 @@ transaction, of the ledger that records them, and of the vault that seals keys.
 
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -20,7 +21,9 @@ from gateway.registry.audit import AuditFilter, AuditReport, AuditRow, Head
 from gateway.registry.credentials import NewCredential, RotatedKey
 from gateway.registry.database import make_engine, read, write
 from gateway.registry.devices import AddedDevice, DeviceChanges, NewDevice, unknown_device
+from gateway.registry.exporting import Exporter, ExportOptions
 from gateway.registry.founding import open_secrets
+from gateway.registry.importing import Importer, ImportOptions
 from gateway.registry.ledger import Author, Ledger, utc_now
 from gateway.registry.listing import (
     Device,
@@ -270,6 +273,21 @@ class Registry:
         if device is None:
             raise unknown_device(realm, name)
         return device
+
+    # Files of devices
+
+    def importer(self, path: Path, options: ImportOptions) -> Importer:
+        """An import of a file, to be opened.
+
+        Raises:
+            RegistryRefused: the file cannot be read.
+
+        """
+        return Importer(self._opened(), self._books, self._keys, path, options)
+
+    def exporter(self, options: ExportOptions) -> Exporter:
+        """An export to a file."""
+        return Exporter(self._opened(), self._books, self._keys, options)
 
     # Credentials
 
