@@ -27,6 +27,7 @@ FAMILIES = (
     "run",
     "realms",
     "devices",
+    "transfer",
     "keys",
     "audit",
     "live",
