@@ -25,7 +25,7 @@ def outcome_of(error: PeerError | LimitReached | TlsFailure, resolution: Resolut
         )
     if error.is_no_shared_cipher:
         return Outcome.NO_SHARED_CIPHER
-    return Outcome.PROTOCOL_ERROR if error.alert_received is None else Outcome.PEER_CLOSED
+    return Outcome.PEER_CLOSED if error.is_peer_closed else Outcome.PROTOCOL_ERROR
 
 
 def failure_fields(

@@ -91,7 +91,7 @@ class HelloScanner:
         """Take the next bytes of the peer; the hello once it is whole, else None. Not to be called after that.
 
         Raises PeerError: NOT_TLS, UNSUPPORTED_RECORD (another message where the hello must stand), OVERSIZED,
-        MALFORMED, UNRECOGNIZED_NAME (a server name that cannot be one).
+        RECORD_OVERFLOW, MALFORMED, ILLEGAL_PARAMETER, UNRECOGNIZED_NAME (a server name that cannot be one).
         """
         wire, message = self._wire, self._message
         wire += data
@@ -129,7 +129,8 @@ class HelloScanner:
             raise PeerError(PeerFault.MALFORMED, "a handshake record without content")
         if size > FRAGMENT_BYTES_MAX:
             raise PeerError(
-                PeerFault.OVERSIZED, f"a record of {size} bytes, at most {FRAGMENT_BYTES_MAX} are allowed"
+                PeerFault.RECORD_OVERFLOW,
+                f"a record of {size} bytes, at most {FRAGMENT_BYTES_MAX} are allowed",
             )
         self._at = at + RECORD_HEADER_BYTES
         self._left = size
@@ -281,7 +282,9 @@ def _split_extensions(body: bytes, at: int) -> dict[int, bytes]:
     if at != end:
         raise _malformed("an extension reaches past the end")
     if PRE_SHARED_KEY in extensions and kind != PRE_SHARED_KEY:
-        raise _malformed("pre_shared_key is not the last extension")
+        raise PeerError(
+            PeerFault.ILLEGAL_PARAMETER, "malformed ClientHello: pre_shared_key is not the last extension"
+        )  # section 4.2.11
     return extensions
 
 

@@ -237,3 +237,13 @@ def test_lines_are_answered_in_order(fleet: Fleet) -> None:
     assert [event["data"] for event in burst] == [f"burst {number}" for number in range(1, 201)]
     assert [int(event["sequence"]) for event in burst] == list(range(1, 201))
     assert len({event["id"].rpartition("-")[0] for event in burst}) == 1
+
+
+def test_renegotiation_is_refused(fleet: Fleet) -> None:
+    """`R` asks s_client to renegotiate: the answer is the warning no_renegotiation, at which OpenSSL gives up."""
+    with s_client(fleet.port, fleet["meter"], "-tls1_2") as peer:
+        fleet.arrives(peer)
+        peer.send("R")
+        peer.expect("RENEGOTIATING")
+        peer.expect("no renegotiation")
+        assert peer.finish() == 1

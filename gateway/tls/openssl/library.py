@@ -48,6 +48,7 @@ if _missing:
 
 
 _ERR_LIB_SSL: Final = 20
+_CLOSED: Final = 0  # nothing in the error queue
 _ALERT_REASONS: Final = 1000  # SSL_AD_REASON_OFFSET: reasons from here on are alerts that the peer sent
 
 
@@ -93,6 +94,11 @@ class TlsFailure(Exception):
         return self.reason in self._WRONG_KEY
 
     @property
+    def is_peer_closed(self) -> bool:
+        """Whether the peer ended the connection, by an alert or in an orderly way, and broke no rule by that."""
+        return self.reason == _CLOSED or self.alert_received is not None
+
+    @property
     def alert_received(self) -> int | None:
         """The alert description that the peer sent, if that is what ended the connection."""
         return self.reason - _ALERT_REASONS if self.reason >= _ALERT_REASONS else None
@@ -110,7 +116,7 @@ def failure() -> TlsFailure:
         if not cause or (cause >> 23 & 0xFF != _ERR_LIB_SSL and code >> 23 & 0xFF == _ERR_LIB_SSL):
             cause = code
     if not cause:
-        return TlsFailure(0, "closed by the peer")
+        return TlsFailure(_CLOSED, "closed by the peer")
     reason = lib.ERR_GET_REASON(cause)
     text = lib.ERR_reason_error_string(cause)
     words = "unknown" if text == ffi.NULL else ffi.string(text).decode("ascii", "replace")

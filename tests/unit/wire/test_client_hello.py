@@ -94,7 +94,6 @@ MALFORMED = {
     "extension past the end": body(after=sized(b"\x00\x0a\x00\x05\x00")),
     "half an extension header": body(after=sized(b"\x00\x0a\x00")),
     "extension twice": body((0x1A1A, b""), (0x1A1A, b"")),
-    "psk not last": body(GOOD_PSK, (0x1A1A, b"")),
     "psk empty": body((PSK, b"")),
     "psk without identities": body(psk_extension([], [bytes(32)])),
     "psk with an empty identity": body(psk_extension([b""], [bytes(32)])),
@@ -276,7 +275,7 @@ class TestRecords:
         assert error.fault is PeerFault.MALFORMED
 
     def test_record_too_long(self) -> None:
-        assert refusal(b"\x16\x03\x01\x40\x01").fault is PeerFault.OVERSIZED
+        assert refusal(b"\x16\x03\x01\x40\x01").fault is PeerFault.RECORD_OVERFLOW
         assert scan(b"\x16\x03\x01\x40\x00") is None
 
     def test_record_without_content(self) -> None:
@@ -362,6 +361,10 @@ class TestMessage:
     @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED.keys())
     def test_malformed(self, content: bytes) -> None:
         assert refusal(record(message(content))).fault is PeerFault.MALFORMED
+
+    def test_a_psk_that_is_not_last(self) -> None:
+        hello = body(GOOD_PSK, (0x1A1A, b""))
+        assert refusal(record(message(hello))).fault is PeerFault.ILLEGAL_PARAMETER
 
     def test_every_cut_of_a_real_hello_is_malformed(self) -> None:
         data = vector("openssl-tls13-sni-alpn")
