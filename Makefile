@@ -9,7 +9,8 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 CTL := $(BIN)/gatewayctl
 PEERS := mosquitto mosquitto-clients postgresql mariadb-server openssl nodejs gnutls-bin stunnel4 rabbitmq-server redis-server curl \
-	gcc libc6-dev libmbedtls-dev libwolfssl-dev golang-go prometheus tshark
+	gcc libc6-dev libmbedtls-dev libwolfssl-dev golang-go prometheus tshark \
+	haproxy nginx-core libnginx-mod-stream systemd
 
 .PHONY: run test check bench prove clean peers
 
