@@ -168,7 +168,12 @@ def _check_types(path: Path, tree: dict[str, Any]) -> None:
     try:
         GatewaySettings.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as exc:
-        wrong = [error for error in exc.errors(include_url=False) if error["type"] in STRICT_TYPES]
+        wrong = [
+            error
+            for error in exc.errors(include_url=False)
+            # A path is no value of TOML but a default, which strict validation of JSON takes for a wrong type.
+            if error["type"] in STRICT_TYPES and not isinstance(error["input"], Path)
+        ]
         if wrong:
             raise _refused(path, wrong, tree, {}) from None
 

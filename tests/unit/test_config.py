@@ -389,3 +389,10 @@ def test_no_setting_is_left_without_a_model_that_refuses_unknown_keys(load_text:
     for model in found:
         assert model.model_config.get("extra") == "forbid", type(model).__name__
         assert model.model_config.get("frozen"), type(model).__name__
+
+
+def test_a_table_may_leave_out_the_folder_of_the_data(load_text: Load, tmp_path: Path) -> None:
+    settings = load_text(EXAMPLE.replace('data_dir = "data"\n', ""))
+    assert settings.node.data_dir == tmp_path / "data"
+    elsewhere = load_text(EXAMPLE.replace('data_dir = "data"\n', ""), PSKGW_NODE__DATA_DIR="/var/lib/gateway")
+    assert elsewhere.node.data_dir == Path("/var/lib/gateway")
