@@ -57,6 +57,10 @@ PACKAGES: Final = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "tshark": "tshark",
+    "go": "golang-go",
+    "haproxy": "haproxy",
+    "nginx": "libnginx-mod-stream",
+    "systemd-analyze": "systemd",
 }
 """Where Debian has them."""
 

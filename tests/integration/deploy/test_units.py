@@ -1,0 +1,34 @@
+"""The systemd units: systemd takes them, and calls them well confined."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.peers import program
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+UNITS = sorted(DEPLOY.rglob("*.service"))
+EXPOSURE_MAX = 20
+"""In tenths, of 100: what `systemd-analyze security` counts as OK ends at 40."""
+
+
+def analyze(*arguments: object) -> None:
+    done = subprocess.run(
+        [program("systemd-analyze"), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_systemd_takes_it(unit: Path, tmp_path: Path) -> None:
+    copy = tmp_path / unit.name
+    # The program need not be installed where the unit is checked.
+    copy.write_text(re.sub(r"/\S*/gatewayctl", "/bin/true", unit.read_text()))
+    analyze("verify", "--man=no", copy)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_it_is_exposed_below_two_of_ten(unit: Path) -> None:
+    analyze("security", "--offline=yes", f"--threshold={EXPOSURE_MAX}", unit)
