@@ -19,9 +19,11 @@ def one_at_a_time(connection: Connection) -> Iterator[None]:
         case (
             "mysql" | "mariadb"
         ):  # commits with every statement that makes a table, so its lock is the session's
-            connection.execute(text("SELECT GET_LOCK('psk-gateway migrations', 60)"))
+            wait = "SELECT GET_LOCK('psk-gateway migrations', 3600)"  # or until max_statement_time
+            connection.execute(text(wait))
             try:
                 yield
+                connection.execute(text("COMMIT"))  # of the last revision's number: the next one reads it
             finally:
                 connection.execute(text("SELECT RELEASE_LOCK('psk-gateway migrations')"))
         case _:

@@ -85,14 +85,23 @@ def head(connection: Connection) -> Head:
     """The state of the feed, by one small row.
 
     Raises:
-        RegistryMismatch: the tables are there, but the registry was never initialised.
+        RegistryMismatch: the tables are there, but the registry was never initialised, or was migrated meanwhile to
+            a schema that this program must not use.
 
     """
     feed = schema.feed.c
-    row = connection.execute(select(feed.registry_id, feed.sequence, feed.pruned_through)).first()
+    row = connection.execute(
+        select(feed.registry_id, feed.sequence, feed.pruned_through, feed.compatible_from)
+    ).first()
     if row is None:
         raise RegistryMismatch("the registry is empty: run `gatewayctl migrate`")
-    return Head(*row)
+    *state, compatible_from = row
+    if compatible_from > schema.SCHEMA_REVISION:
+        raise RegistryMismatch(
+            f"the registry was migrated for programs that know schema {compatible_from}, "
+            f"and this one knows {schema.SCHEMA_REVISION}: upgrade this program"
+        )
+    return Head(*state)
 
 
 def changes_after(connection: Connection, sequence: int, limit: int) -> list[Change]:

@@ -57,7 +57,13 @@ def initialise(
 
 def _found(connection: Connection, sealer: Sealer, author: Author, now: Callable[[], dt.datetime]) -> None:
     connection.execute(
-        insert(schema.feed).values(id=1, sequence=0, registry_id=str(uuid.uuid4()), pruned_through=0)
+        insert(schema.feed).values(
+            id=1,
+            sequence=0,
+            registry_id=str(uuid.uuid4()),
+            pruned_through=0,
+            compatible_from=schema.COMPATIBLE_FROM,
+        )
     )
     made = {name: secrets.token_bytes(_SECRET_BYTES) for name in SECRETS}
     for name, secret in made.items():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Engine, column, inspect, select, table
 
 from gateway.errors import RegistryMismatch
+from gateway.registry import feed
 from gateway.registry.database import make_engine, read, write
 from gateway.registry.schema import SCHEMA_REVISION
 
@@ -22,18 +23,21 @@ def migrate(url: str) -> str:
     """Bring the registry at `url` to the newest schema, making the file of an SQLite one; safe to repeat.
 
     Returns:
-        The revision that it has now.
+        The revision that it has now: a newer one than this program's, when that is compatible and thus left alone.
 
     Raises:
         RegistryUnavailable: the database is away.
-        RegistryMismatch: its schema is newer than this program.
+        RegistryMismatch: its schema is newer and no longer for this program.
 
     """
     from alembic import command
 
     engine = make_engine(url, create=True)
     try:
-        _refuse_newer(_revision(engine))
+        revision = _revision(engine)
+        if revision is not None and revision > SCHEMA_REVISION:
+            _check_newer(engine)
+            return revision
         write(engine, lambda connection: command.upgrade(alembic_config(connection), "head"))
     finally:
         engine.dispose()
@@ -58,29 +62,28 @@ def _migrations() -> Path:
 
 
 def check_schema(engine: Engine) -> None:
-    """See that the registry has the schema that this program knows.
+    """See that the registry has the schema that this program knows, or a newer one that is compatible.
 
     Raises:
         RegistryUnavailable: the database is away.
-        RegistryMismatch: it has no schema, an older or a newer one.
+        RegistryMismatch: it has no schema, an older one, or one that this program must not use.
 
     """
     revision = _revision(engine)
     if revision is None:
         raise RegistryMismatch("the registry has no tables yet: run `gatewayctl migrate`")
-    _refuse_newer(revision)
-    if revision != SCHEMA_REVISION:
+    if revision < SCHEMA_REVISION:
         raise RegistryMismatch(
             f"the registry has schema {revision} and this program knows {SCHEMA_REVISION}: run `gatewayctl migrate`"
         )
+    if revision > SCHEMA_REVISION:
+        _check_newer(engine)
 
 
-def _refuse_newer(revision: str | None) -> None:
-    if revision is not None and revision > SCHEMA_REVISION:
-        raise RegistryMismatch(
-            f"the registry has schema {revision}, newer than the {SCHEMA_REVISION} that this program knows: "
-            "upgrade this program"
-        )
+def _check_newer(engine: Engine) -> None:
+    """See that a schema newer than this program's may be used by it."""
+    with read(engine) as connection:
+        feed.head(connection)
 
 
 def _revision(engine: Engine) -> str | None:

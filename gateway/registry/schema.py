@@ -29,6 +29,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 __all__ = [
+    "COMPATIBLE_FROM",
     "SCHEMA_REVISION",
     "audit",
     "changes",
@@ -43,8 +44,14 @@ __all__ = [
     "tombstones",
 ]
 
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 """The migration that this program knows; their names are numbers, so that older and newer can be told."""
+COMPATIBLE_FROM = "0006"
+"""The oldest program that may use a registry of this schema, by the migration that it knows; stored in `feed`.
+
+A migration that only adds (tables, columns with a default) leaves it, and programs from before go on. One that takes away
+or changes a meaning sets it to itself, here and in the row of `feed`.
+"""
 
 _MARIADB_BYTEWISE = "utf8mb4_nopad_bin"
 
@@ -211,6 +218,7 @@ feed = Table(
     ),  # the last of them, as 2027-01-31
     Column("audit_sequence", BigInteger, nullable=False, server_default="0"),  # the newest row of audit
     Column("audit_chain", LargeBinary),  # and its link
+    Column("compatible_from", _bytewise(32), nullable=False, server_default="0006"),  # see COMPATIBLE_FROM
     CheckConstraint("id = 1", name="one_row"),
 )
 

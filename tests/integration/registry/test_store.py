@@ -311,15 +311,10 @@ def test_a_lost_secret_is_named(settings: RegistrySettings, engine: Engine) -> N
         Registry(settings, Author("a", "b")).open()
 
 
-@pytest.mark.parametrize(
-    ("revision", "advice"), [("0000", "run `gatewayctl migrate`"), ("9999", "upgrade this program")]
-)
-def test_another_schema_is_named(
-    settings: RegistrySettings, engine: Engine, revision: str, advice: str
-) -> None:
+def test_an_older_schema_is_named(settings: RegistrySettings, engine: Engine) -> None:
     with engine.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{revision}'")
-    with pytest.raises(RegistryMismatch, match=f"schema {revision}.*{advice}"):
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
+    with pytest.raises(RegistryMismatch, match=r"schema 0000.*run `gatewayctl migrate`"):
         Registry(settings, Author("a", "b")).open()
 
 
