@@ -28,9 +28,12 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from gateway.errors import ConfigurationError, RegistryMismatch, RegistryRefused, RegistryUnavailable
 
-__all__ = ["make_engine", "mapped_errors", "read", "write"]
+__all__ = ["CHANNEL", "make_engine", "mapped_errors", "postgresql_arguments", "read", "write"]
 
 T = TypeVar("T")
+
+CHANNEL = "pskgw_feed"
+"""On which PostgreSQL tells of changes. A channel is of one database, so one name does for all registries."""
 
 _CONNECT_TIMEOUT_S = 5
 _BUSY_TIMEOUT_S = 5
@@ -225,6 +228,27 @@ def _file_identity(connection: sqlite3.Connection) -> tuple[int, int] | None:
 
 
 def _postgresql_engine(url: URL) -> Engine:
+    engine = create_engine(
+        url,
+        connect_args=_postgresql_defaults(url),
+        hide_parameters=True,
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        pool_timeout=_CONNECT_TIMEOUT_S,
+    )
+    event.listen(engine, "connect", _set_up_postgresql)
+    return engine
+
+
+def postgresql_arguments(url: str) -> dict[str, Any]:
+    """What psycopg connects with for a URL as `RegistrySettings` has it."""
+    engine = _postgresql_engine(make_url(url))
+    _, arguments = engine.dialect.create_connect_args(engine.url)
+    return {**_postgresql_defaults(engine.url), **arguments}
+
+
+def _postgresql_defaults(url: URL) -> dict[str, Any]:
+    """How a connection is made, as far as the URL says nothing."""
     defaults = {
         "application_name": "psk-gateway",
         "connect_timeout": _CONNECT_TIMEOUT_S,
@@ -233,16 +257,7 @@ def _postgresql_engine(url: URL) -> Engine:
         "keepalives_count": 2,
         "tcp_user_timeout": _PEER_SILENT_S * 1000,
     }
-    engine = create_engine(
-        url,
-        connect_args={name: value for name, value in defaults.items() if name not in url.query},
-        hide_parameters=True,
-        isolation_level="READ COMMITTED",
-        pool_pre_ping=True,
-        pool_timeout=_CONNECT_TIMEOUT_S,
-    )
-    event.listen(engine, "connect", _set_up_postgresql)
-    return engine
+    return {name: value for name, value in defaults.items() if name not in url.query}
 
 
 def _set_up_postgresql(connection: Any, _record: ConnectionPoolEntry) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from gateway.registry import schema
 from gateway.registry.audit import AuditRow, link
+from gateway.registry.database import CHANNEL
 
 __all__ = ["Author", "Entry", "Ledger", "note_change", "utc_now"]
 
@@ -110,6 +111,8 @@ def note_change(connection: Connection, scope: Scope, first_id: int, last_id: in
             sequence=sequence, scope=scope, first_id=first_id, last_id=last_id, at=at
         )
     )
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"NOTIFY {CHANNEL}")  # heard with the commit, see `listener`
     if sequence % _PRUNE_EVERY == 0:
         _prune(connection, sequence - _CHANGES_KEPT)
     return sequence

@@ -21,6 +21,7 @@ from pydantic_core import to_json
 
 from gateway.errors import RegistryError, RegistryMismatch
 from gateway.registry.follower import Follower
+from gateway.registry.listener import can_listen, listen
 from gateway.registry.masterkeys import KeyRing, MasterKeySource
 from gateway.registry.notices import Published
 from gateway.registry.reports import Newcomer, Reports
@@ -53,7 +54,8 @@ _RETRY_MAX_S: Final = 5.0
 _COUNT_EVERY_S: Final = 60.0
 _EXPIRING_WITHIN_S: Final = 14 * 86_400.0
 """Time enough to reach the devices of a fleet before they are shut out."""
-_PROGRESS_EVERY_S: Final = 2.0
+_PROGRESS_EVERY_S: Final = 0.5
+_PROGRESS_LOGGED_EVERY_S: Final = 5.0
 _HEAD_EVERY_S: Final = 3600.0
 _DELIVERED_PER_POLL: Final = 1_000
 
@@ -88,7 +90,10 @@ class FollowerProcess:
         self._head_at = -_HEAD_EVERY_S
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
         self._stop = asyncio.Event()
+        self._wake = asyncio.Event()
+        """Something is there to be done before the next look at the registry is due."""
         self._said = ""
+        self._progress_logged_at = -_PROGRESS_LOGGED_EVERY_S
         self._delivered: list[int] = []
         self._counted_at = -_COUNT_EVERY_S
         self._counting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -99,12 +104,16 @@ class FollowerProcess:
         loop = asyncio.get_running_loop()
         generation = await loop.run_in_executor(self._thread, self._follower.open)
         if generation is not None:
+            self._tell("starting", "the follower is starting")  # how old what it publishes is
             self._channel.notify(Published(str(generation), self._follower.status.sequence))
+        listening = self._listen()
         wait_s = 0.0
         while not self._stop.is_set():
+            self._wake.clear()  # what is heard from here on may have missed this poll
             wait_s = await self._poll(wait_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), wait_s)
+                await asyncio.wait_for(self._wake.wait(), wait_s)
+        listening.cancel()
         self._counting.cancel()
         await self._write_reports()
         await loop.run_in_executor(self._thread, self._reports.close)
@@ -114,6 +123,13 @@ class FollowerProcess:
     def stop(self) -> None:
         """Let `run` return after the poll under way."""
         self._stop.set()
+        self._wake.set()
+
+    def _listen(self) -> asyncio.Future[None]:
+        """Look at the registry when it says that it changed, where it does."""
+        loop = asyncio.get_running_loop()
+        url = self._settings.registry.url
+        return loop.create_task(listen(url, self._wake.set)) if can_listen(url) else loop.create_future()
 
     async def handle(self, message: Message) -> Message | None:
         """What the supervisor says."""
@@ -241,6 +257,9 @@ class FollowerProcess:
                 note="devices go on as the replica knows them",
             )
         elif state == "copying":
+            if asyncio.get_running_loop().time() - self._progress_logged_at < _PROGRESS_LOGGED_EVERY_S:
+                return
+            self._progress_logged_at = asyncio.get_running_loop().time()
             log.info("replica_copying", progress=detail)
         elif self._said.startswith(("away", "mismatch")):
             log.info("registry_back", sequence=status.sequence)

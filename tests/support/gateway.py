@@ -290,6 +290,7 @@ def new_gateway(
     admin: str = "",
     listener: str = "",
     registry_url: str = "",
+    registry: str = "",
     asyncio_only: bool = False,
 ) -> Gateway:
     """An initialised gateway on ephemeral ports, not started. TOML pieces replace or add to what `init` wrote.
@@ -311,6 +312,7 @@ drain_s = 3
 [registry]
 url = "{url}"
 master_key_file = "master.key"
+{registry}
 [limits]
 {limits}
 [admin]
@@ -344,10 +346,10 @@ def _initialised() -> Path:
 
 
 @contextlib.contextmanager
-def running(gateway: Gateway) -> Iterator[Gateway]:
+def running(gateway: Gateway, *, wait: bool = True) -> Iterator[Gateway]:
     """Start it, and end it whatever happens."""
     try:
-        gateway.start()
+        gateway.start(wait=wait)
         yield gateway
     finally:
         gateway.kill()

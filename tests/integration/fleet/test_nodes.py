@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,6 +69,27 @@ def test_added_at_one_and_revoked_at_one_is_felt_at_both_within_a_second(
     for node in nodes:
         assert node.metric("pskgw_revocation_seconds_count") == tries
         assert node.metric("pskgw_revocation_seconds_bucket", le="1.0") >= 0.98 * tries
+
+
+@pytest.mark.parametrize("tries", [10, pytest.param(50, marks=pytest.mark.prove)])
+def test_postgresql_wakes_the_follower(
+    postgres_url: str, tmp_path: Path, measured: Callable[[str], None], tries: int
+) -> None:
+    """Long before it would look by itself."""
+    node = new_gateway(tmp_path / "node", registry_url=postgres_url, registry="poll_interval_s = 60")
+    node.ctl("migrate")
+    delays = []
+    with running(node), node.registry() as registry:
+        for number in range(tries):
+            new = registry.add_device(NewDevice(identity=f"device-{number}"))
+            began = time.monotonic()
+            wait_for(functools.partial(is_accepted, node.port(), new.identity, new.key.hex()), 5)
+            delays.append(time.monotonic() - began)
+    measured(
+        f"add to first accepted handshake, woken by NOTIFY: median {percentile(delays, 0.5):.3f} s, "
+        f"p99 {percentile(delays, 0.99):.3f} s of {tries}"
+    )
+    assert percentile(delays, 0.99) < 1
 
 
 class Load(threading.Thread):
