@@ -59,6 +59,7 @@ def _supervisor_settings(settings: "GatewaySettings") -> "SupervisorSettings":
             log=settings.log,
             data_dir=settings.node.data_dir,
             drain_s=settings.node.drain_s,
+            max_staleness_s=settings.registry.max_staleness_s,
             master_keys=master_keys,
             limits=settings.limits,
             listeners=settings.listeners,

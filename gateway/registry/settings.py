@@ -86,6 +86,8 @@ class RegistrySettings(BaseModel):
     master_key_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     poll_interval_s: float = Field(default=0.5, ge=0.05, le=60, allow_inf_nan=False)
     """How often the follower looks for changes; a change is felt within it and must be within a second."""
+    max_staleness_s: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """How old the replica may be for a new device to be let in; 0: any age. Live sessions stay."""
 
     @model_validator(mode="after")
     def _check_master_key(self) -> Self:

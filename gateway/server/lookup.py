@@ -9,6 +9,7 @@ goes to log and metrics knows better.
 import dataclasses
 import hmac
 import ipaddress
+import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -74,7 +75,8 @@ def _is_within(address: str, networks: Iterable[str]) -> bool:
 class DeviceLookup:
     """The replica as a worker reads it. Nothing works before the first `publish`."""
 
-    def __init__(self, sealer: Sealer, metrics: WorkerMetrics) -> None:
+    def __init__(self, sealer: Sealer, metrics: WorkerMetrics, *, max_staleness_s: float = 0) -> None:
+        """With a `max_staleness_s` nobody is let in before `polled`, nor so many seconds after it."""
         self._sealer = sealer
         self._observe_duration = metrics.lookup_duration.observe
         self._count_found = metrics.lookups.labels(Lookup.FOUND.value).inc
@@ -86,6 +88,8 @@ class DeviceLookup:
         self._decoy_secret = b""
         self._overlay: Overlay = {}
         self._damaged = 0
+        self._max_staleness_s = max_staleness_s
+        self._stale_at = 0.0 if max_staleness_s else math.inf
 
     @property
     def is_ready(self) -> bool:
@@ -128,6 +132,11 @@ class DeviceLookup:
         """Read the realms again, after they changed."""
         assert self._reader is not None
         self._realms = {realm.name: realm for realm in self._reader.realms()}
+
+    def polled(self, at: float) -> None:
+        """The replica was as the registry is at Unix time `at`."""
+        if self._max_staleness_s:
+            self._stale_at = at + self._max_staleness_s
 
     def replace_overlay(self, records: Overlay) -> None:
         """What stands above the replica while it cannot be written, by `identity_key`; None: not there any more."""
@@ -191,7 +200,11 @@ class DeviceLookup:
                 refused = self._decoy(realm, psk, outcome)
         if refused is not None:
             return refused
-        if realm is not None and realm.enrolls and (newcomer := self._newcomer(realm, offered)) is not None:
+        if (
+            realm is not None
+            and realm.enrolls
+            and (newcomer := self._newcomer(realm, offered, now)) is not None
+        ):
             return newcomer
         for psk in offered:
             # In TLS 1.2 there is one identity and no ticket in its place: whatever it is, it fails like a wrong key.
@@ -216,12 +229,16 @@ class DeviceLookup:
         outcome = refusal(record, address, now)
         if realm.idle_days is not None and outcome is Outcome.OK and self._is_idle(realm, record):
             return Outcome.EXPIRED
+        if now > self._stale_at and outcome is Outcome.OK:
+            return Outcome.REGISTRY_STALE
         return outcome
 
-    def _newcomer(self, realm: RealmRecord, offered: Sequence[OfferedPsk]) -> Resolution | None:
+    def _newcomer(self, realm: RealmRecord, offered: Sequence[OfferedPsk], now: float) -> Resolution | None:
         """The first offered identity, with the key that its realm derives for it: who proves it is added as a device."""
         for psk in offered:
             if is_identity(psk.identity) and psk.binder_length in {0, _DIGEST_BYTES["sha256"]}:
+                if now > self._stale_at:
+                    return self._decoy(realm, psk, Outcome.REGISTRY_STALE)
                 record = _provisional(realm, psk.identity)
                 key = self._open(realm, record, psk.identity)
                 return None if key is None else Resolution(psk.identity, key, record.hash, Outcome.OK, record)

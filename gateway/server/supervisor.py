@@ -16,6 +16,7 @@ import platform
 import resource
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
@@ -172,6 +173,9 @@ class Supervisor:
             return [f"the registry was never copied to this node: {self._status.detail}"]
         if not any(worker.is_ready for worker in self._workers):
             return ["no worker accepts devices yet"]
+        max_staleness_s = self._settings.worker.max_staleness_s
+        if max_staleness_s and time.time() - self._status.polled_at > max_staleness_s:
+            return [f"the registry was not read for registry.max_staleness_s: {self._status.detail}"]
         return []
 
     @property
@@ -241,6 +245,7 @@ class Supervisor:
 
     async def _publish_to(self, worker: Child, generation: Published) -> None:
         """Let a worker read this generation; from then on it accepts."""
+        worker.notify(self._status)
         try:
             await worker.call(generation, _PUBLISH_TIMEOUT_S)
         except ControlError as exc:
@@ -309,6 +314,9 @@ class Supervisor:
                     worker.notify(message)
             case FollowerStatus():
                 self._status = message
+                if self._settings.worker.max_staleness_s:
+                    for worker in self._workers:
+                        worker.notify(message)
             case _:
                 raise AssertionError(f"a follower does not say {type(message).__name__}")
         return None

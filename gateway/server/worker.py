@@ -39,6 +39,7 @@ from gateway.server.control import (
     Done,
     Drain,
     EndSession,
+    FollowerStatus,
     Kick,
     ListDeadLetters,
     ListSessions,
@@ -93,6 +94,7 @@ class WorkerSettings(BaseModel):
     log: LogSettings
     data_dir: Path
     drain_s: float
+    max_staleness_s: float
     master_keys: MasterKeySource
     limits: LimitsSettings
     listeners: tuple[ListenerSettings, ...]
@@ -127,7 +129,7 @@ class Worker:
         metrics = WorkerMetrics(self._registry)
         self._observe_revocation = metrics.revocation.observe
         self._keys = KeyRing(settings.master_keys)
-        self._lookup = DeviceLookup(self._keys.sealer, metrics)
+        self._lookup = DeviceLookup(self._keys.sealer, metrics, max_staleness_s=settings.max_staleness_s)
         self._contexts = ContextStore()
         self._routes = LiveRoutes(
             RouteTable(settings.routes, settings.backends),
@@ -203,10 +205,8 @@ class Worker:
     async def handle(self, message: Message) -> Message | None:
         """What the supervisor says."""
         match message:
-            case Published():
-                await self._publish(message)
-            case Changed():
-                self._registry_changed(message)
+            case Published() | Changed() | FollowerStatus():
+                await self._follow(message)
             case Collect():
                 return self.metrics()
             case ListSessions():
@@ -239,6 +239,15 @@ class Worker:
         return Metrics(snapshot(self._registry))
 
     # Registry
+
+    async def _follow(self, message: Published | Changed | FollowerStatus) -> None:
+        match message:
+            case Published():
+                await self._publish(message)
+            case Changed():
+                self._registry_changed(message)
+            case FollowerStatus():
+                self._lookup.polled(message.polled_at)
 
     async def _publish(self, published: Published) -> None:
         # A follower that was started again lacks what it could not write: what was revoked stays revoked.

@@ -233,3 +233,42 @@ def _works(gateway: Gateway, device: Device) -> bool:
     except (Refused, ConnectionError):
         return False
     return True
+
+
+def test_past_max_staleness_nobody_new_is_let_in(tmp_path: Path) -> None:
+    """Over a restart of the node, too; live sessions stay, and it heals by itself."""
+    gateway = new_gateway(tmp_path / "gateway", node="workers = 2", registry="max_staleness_s = 3")
+    (device,) = gateway.add_devices(NewDevice(identity="d"))
+    aside = gateway.directory / "aside"
+    aside.mkdir()
+
+    def is_stale() -> bool:
+        status, body = readiness(gateway)
+        return status == 503 and "max_staleness_s" in body["reasons"][0]
+
+    def check_refused() -> None:
+        with pytest.raises(Refused) as refusal:
+            use(gateway, device)
+        with pytest.raises(Refused) as wrong:
+            use(gateway, Device("d", "00" * 32))
+        assert refusal.value.args == wrong.value.args, "it looks like a wrong key"
+        gateway.wait_for_event("handshake_failed", outcome="registry_stale")
+
+    with running(gateway):
+        with TlsDevice.connect(gateway.port(), device) as live:
+            live.send(b"line\n")
+            assert live.receive_line() == "ok 1"
+            _move(gateway.directory, aside)
+            use(gateway, device)
+            wait_for(is_stale, AWAY_S, "/readyz says that it is stale")
+            check_refused()
+            assert gateway.metric("pskgw_handshakes_total", outcome="registry_stale") == 2
+            live.send(b"line\n")
+            assert live.receive_line() == "ok 2"
+        assert gateway.stop() == 0
+        gateway.start(wait=False)
+        wait_for(is_stale, AWAY_S, "/readyz says that it is stale")
+        check_refused()
+        _move(aside, gateway.directory)
+        wait_for(lambda: _works(gateway, device), AWAY_S, "it was read again")
+        check_recovered(gateway)

@@ -70,7 +70,7 @@ DERIVED_RECORDS = {
 
 
 @pytest.fixture
-def lookup(tmp_path: Path) -> Iterator[DeviceLookup]:
+def generation(tmp_path: Path) -> Path:
     writer = create_generation(tmp_path)
     secrets = {"decoy": SEALER.seal(b"d" * 32, secret_context("decoy"))}
     with writer.batch() as batch:
@@ -80,8 +80,12 @@ def lookup(tmp_path: Path) -> Iterator[DeviceLookup]:
         )
         batch.replace_realms([REALM, OTHER])
         batch.put_meta(ReplicaMeta(FORMAT, "registry", 1, time.time(), secrets))
-    generation = writer.generation
     writer.close()  # LMDB opens a file once in a process
+    return writer.generation
+
+
+@pytest.fixture
+def lookup(generation: Path) -> Iterator[DeviceLookup]:
     found = DeviceLookup(SEALER, WorkerMetrics(CollectorRegistry()))
     assert not found.is_ready
     found.publish(generation)
@@ -327,3 +331,42 @@ def test_an_overlay_outlives_a_follower_that_starts_again(lookup: DeviceLookup, 
     found = resolve(lookup, "good")
     assert found is not None
     assert found.outcome is Outcome.UNKNOWN_IDENTITY
+
+
+@pytest.fixture
+def bounded(generation: Path) -> Iterator[DeviceLookup]:
+    """A look-up whose replica may be 60 s old."""
+    found = DeviceLookup(SEALER, WorkerMetrics(CollectorRegistry()), max_staleness_s=60)
+    found.publish(generation)
+    yield found
+    found.close()
+
+
+def outcomes(lookup: DeviceLookup) -> list[Outcome]:
+    found = [resolve(lookup, name) for name in ("good", "disabled", "nobody")]
+    found.append(resolve(lookup, "newcomer", realm=FIRST_USE))
+    return [each.outcome for each in found if each is not None]
+
+
+def test_a_replica_that_is_too_old_lets_nobody_in(bounded: DeviceLookup) -> None:
+    """What would be refused anyway keeps its reason."""
+    stale = [
+        Outcome.REGISTRY_STALE,
+        Outcome.DISABLED,
+        Outcome.UNKNOWN_IDENTITY,
+        Outcome.REGISTRY_STALE,
+    ]
+    fresh = [Outcome.OK, Outcome.DISABLED, Outcome.UNKNOWN_IDENTITY, Outcome.OK]
+    assert outcomes(bounded) == stale, "nobody said yet how old it is"
+    for age_s, expected in ((0, fresh), (60, fresh), (60.1, stale)):
+        bounded.polled(NOW - age_s)
+        assert outcomes(bounded) == expected
+    found = resolve(bounded, "good")
+    assert found is not None
+    assert found.key != KEY
+    assert found.record is None
+
+
+def test_without_a_limit_no_replica_is_too_old(lookup: DeviceLookup) -> None:
+    lookup.polled(0)
+    assert outcomes(lookup)[0] is Outcome.OK
