@@ -246,13 +246,13 @@ class Supervisor:
     async def _publish_to(self, worker: Child, generation: Published) -> None:
         """Let a worker read this generation; from then on it accepts."""
         worker.notify(self._status)
+        if self._overlay is not None:  # before it accepts anybody
+            worker.notify(self._overlay)
         try:
             await worker.call(generation, _PUBLISH_TIMEOUT_S)
         except ControlError as exc:
             log.warning("worker_not_ready", child=worker.name, reason=str(exc))
             return
-        if self._overlay is not None:
-            worker.notify(self._overlay)
         worker.is_ready = True
 
     def _worker_ended(self, name: str) -> None:

@@ -265,10 +265,10 @@ class Worker:
             self._accept()
 
     def _registry_changed(self, change: Changed) -> None:
-        if not self._lookup.is_ready:
-            return
         self._sequence = change.sequence
         self._lookup.replace_overlay(change.overlay)
+        if not self._lookup.is_ready:  # the replica that lacks all this follows
+            return
         if change.realms:
             self._lookup.reload_realms()
             self._contexts.keep(

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from gateway.registry.store import NewDevice
+from tests.integration.mariadb import mariadb_server
 from tests.integration.postgresql import postgres_server, postgres_url
 from tests.support.devices import TlsDevice
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 
-__all__ = ["Stage", "postgres_server", "postgres_url"]
+__all__ = ["Stage", "mariadb_server", "postgres_server", "postgres_url"]
 
 HANDSHAKE_TIMEOUT_S = 1.0
 TICK_S = 0.25

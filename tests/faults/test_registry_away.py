@@ -14,6 +14,7 @@ import pytest
 
 from gateway.registry.store import NewDevice
 from tests.integration.postgresql import PostgresServer
+from tests.support.database_server import DatabaseServer, database_of
 from tests.support.devices import Refused, TlsDevice
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 
@@ -35,7 +36,7 @@ def postgres_gateway(tmp_path: Path, postgres_url: str) -> Gateway:
 
 
 @contextlib.contextmanager
-def stopped(server: PostgresServer) -> Iterator[None]:
+def stopped(server: DatabaseServer) -> Iterator[None]:
     """Without a database server."""
     server.stop()
     try:
@@ -131,18 +132,32 @@ def _move(source: Path, target: Path) -> None:
             (source / name).rename(target / name)
 
 
-def test_postgresql_stops_and_starts(postgres_gateway: Gateway, postgres_server: PostgresServer) -> None:
-    gateway = postgres_gateway
+@pytest.mark.parametrize("server", ["postgres_server", "mariadb_server"], indirect=True)
+def test_a_database_server_stops_and_starts(server: DatabaseServer, tmp_path: Path) -> None:
+    with database_of(server) as url:
+        gateway = new_gateway(tmp_path / "gateway", registry_url=url)
+        gateway.ctl("migrate")
+        check_outage(gateway, server)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> DatabaseServer:
+    server = request.getfixturevalue(request.param)
+    assert isinstance(server, DatabaseServer)
+    return server
+
+
+def check_outage(gateway: Gateway, server: DatabaseServer) -> None:
     device, gone = gateway.add_devices(NewDevice(identity="d"), NewDevice(identity="gone"))
     with running(gateway):
         use(gateway, device)
-        with stopped(postgres_server):
+        with stopped(server):
             check_degraded_and_serving(gateway, device)
             os.kill(gateway.worker_pids()[0], signal.SIGKILL)
             wait_for(lambda: _works(gateway, device), what="a worker that began without the registry")
             done = gateway.ctl("add-device", "nobody", check=False)
             assert done.returncode == 1
-            assert re.fullmatch(r"error: the registry postgresql\+psycopg://.* is away: .*\n", done.stderr)
+            assert re.fullmatch(r"error: the registry [a-z]+\+[a-z]+://.* is away: .*\n", done.stderr)
         gateway.wait_for_event("registry_back")
         with gateway.registry() as registry:
             registry.remove_device("default", "gone")
