@@ -31,6 +31,7 @@ FAMILIES = (
     "keys",
     "audit",
     "live",
+    "trace",
     "dead_letters",
     "commands",
     "connect",

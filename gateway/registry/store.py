@@ -24,7 +24,7 @@ from gateway.registry.devices import AddedDevice, DeviceChanges, NewDevice, unkn
 from gateway.registry.exporting import Exporter, ExportOptions
 from gateway.registry.founding import open_secrets
 from gateway.registry.importing import Importer, ImportOptions
-from gateway.registry.ledger import Author, Ledger, utc_now
+from gateway.registry.ledger import Author, Entry, Ledger, utc_now
 from gateway.registry.listing import (
     Device,
     DeviceFilter,
@@ -108,6 +108,18 @@ class Registry:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def audit_key_log(self, target: str, realm: str | None, until: dt.datetime) -> None:
+        """Write down that the session keys of a device, or of whoever has an address, are written to a file until then."""
+        entry = Entry(
+            "device",
+            0,
+            0,
+            "write-key-log",
+            f"{realm or '*'}/{target}",
+            {"until": until.isoformat(timespec="seconds")},
+        )  # device 0 is none: nobody has to read anything again
+        self._write(lambda connection: self._books.record(connection, entry))
 
     # Realms
 

@@ -42,7 +42,7 @@ class AdminTls(Settings):
 
 
 class AdminSettings(Settings):
-    """`[admin]`: where /metrics, /healthz and /readyz are served, and for whom."""
+    """`[admin]`: where /metrics, /healthz and /readyz are served, for whom, and what a trace may show."""
 
     bind: Annotated[
         BindAddress,
@@ -58,3 +58,10 @@ class AdminSettings(Settings):
         Annotated[Secret, AfterValidator(_require_token)] | None,
         Field(description="What /metrics asks for as `Authorization: Bearer TOKEN`. The probes need none."),
     ] = None
+    allow_key_log: Annotated[
+        bool,
+        Field(
+            description="Let `trace-device --key-log` write the session keys of the device that it traces: whoever has "
+            "them reads what was recorded on the network."
+        ),
+    ] = False

@@ -34,6 +34,8 @@ from gateway.server.listener import Listener
 from gateway.server.lookup import Resolution
 from gateway.server.routes import LiveRoute
 from gateway.server.services import Services
+from gateway.server.settings import ListenerSettings
+from gateway.server.tracing import ConnectionTrace
 from gateway.telemetry.metrics import Outcome
 from gateway.tls.contexts import RealmContexts
 from gateway.tls.openssl import TlsFailure, TlsVersion
@@ -67,6 +69,7 @@ class DeviceConnection(EndingConnection):
         "_reason",
         "_resolution",
         "_route",
+        "_trace",
         "address",
         "cipher",
         "credential_id",
@@ -91,6 +94,7 @@ class DeviceConnection(EndingConnection):
         self._live_route: LiveRoute | None = None
         self._realm: RealmRecord | None = None
         self._resolution: Resolution | None = None
+        self._trace: ConnectionTrace | None = None
         self._number = next(services.numbers)
         self._outcome = Outcome.OK
         self._reason = ""
@@ -121,8 +125,12 @@ class DeviceConnection(EndingConnection):
         self._transport = transport = cast("Stream", transport)
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if peer else ""
+        if services.tracers.active:
+            self._session.watch = self._trace = services.tracers.accepted(self)
         if not services.limits.admit(self.address):
             self._count(Outcome.RATE_LIMITED)
+            if self._trace is not None:
+                self._trace.settled(Outcome.RATE_LIMITED, "connection limit", 0.0)
             if services.connection_log.admits(Outcome.RATE_LIMITED):
                 log.info(
                     "connection_refused",
@@ -177,8 +185,8 @@ class DeviceConnection(EndingConnection):
         services.deadlines.discard(self)
         services.limits.release(self.address)
         self._listener.connections -= 1
-        if self._is_logged:
-            self._log_end(exc)
+        if self._is_logged or self._trace is not None:
+            self._tell_end(exc)
         if self.session_id:
             assert self._route is not None
             self._route.device_lost()
@@ -203,12 +211,22 @@ class DeviceConnection(EndingConnection):
             raise LimitReached("too many handshakes in flight: see limits.handshakes_in_flight")
         self._in_flight = True
         self._realm = self._listener.realm_for(hello.server_name)
-        return self._listener.contexts_for(self._realm)
+        tracers = self._services.tracers
+        if tracers.active:
+            self._trace = tracers.greeted(self, self._trace, hello, self._realm)
+        if self._trace is None:
+            return self._listener.contexts_for(self._realm)
+        self._session.watch = self._trace
+        contexts = self._listener.contexts_for(self._realm, is_watched=True)
+        self._trace.greeted(hello, self._realm, contexts)
+        return contexts
 
     def choose_psk(self, offered: Sequence[OfferedPsk]) -> PskChoice | None:
         """Whose key it is."""
         services = self._services
         self._resolution = services.lookup.resolve(self._realm, offered, self.address, services.wall())
+        if self._trace is not None:
+            self._trace.identified((self._resolution or offered[0]).identity)
         hello = self._session.hello
         assert hello is not None
         if self._resolution is None and TlsVersion.TLS1_2 not in hello.versions:
@@ -252,6 +270,11 @@ class DeviceConnection(EndingConnection):
     def connection_id(self) -> str:
         """What joins all log lines of this connection; no other one of this node has it."""
         return f"{self._services.id_prefix}-{self._number:x}"
+
+    @property
+    def listener_settings(self) -> ListenerSettings:
+        """What the listener that it came in by is set to."""
+        return self._listener.settings
 
     @property
     def listener_name(self) -> str:
@@ -413,6 +436,8 @@ class DeviceConnection(EndingConnection):
         self._count(outcome)
         services = self._services
         self.settled_at = services.now()
+        if self._trace is not None:
+            self._trace.settled(outcome, reason, self.settled_at - self._accepted_at)
         if outcome is Outcome.OK:
             self._is_logged = services.connection_log.logs_sessions
             if services.is_debugging:
@@ -440,9 +465,13 @@ class DeviceConnection(EndingConnection):
         assert self._route is not None
         self._route.device_finished(orderly=orderly)
 
-    def _log_end(self, exc: Exception | None) -> None:
+    def _tell_end(self, exc: Exception | None) -> None:
         services = self._services
         reason = self._reason or (str(exc) if exc else "the gateway closed")
+        if self._trace is not None:
+            self._trace.ended(reason)
+        if not self._is_logged:
+            return
         services.connection_log.ended(
             ended_event(self, self._outcome, reason, accepted_at=self._accepted_at, now=services.now())
         )

@@ -19,6 +19,14 @@ import msgspec
 
 from gateway.errors import ControlError
 from gateway.registry.notices import Changed, Published
+from gateway.server.trace_messages import (
+    KeyLogLine,
+    StartTrace,
+    StopTrace,
+    TraceEvents,
+    TraceOver,
+    TraceStarted,
+)
 from gateway.telemetry.aggregate import Family
 
 __all__ = [
@@ -277,6 +285,12 @@ Message = (
     | SessionOpened
     | SessionClosed
     | EndSession
+    | StartTrace
+    | TraceStarted
+    | StopTrace
+    | TraceEvents
+    | KeyLogLine
+    | TraceOver
     | Drain
     | Done
 )
@@ -310,6 +324,8 @@ class Channel:
         self._answers: dict[int, asyncio.Future[Message]] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(_Envelope)
+        self.ended = asyncio.Event()
+        """Set when `serve` is over."""
 
     @classmethod
     async def over(cls, sock: socket.socket, handler: Handler | None = None) -> Self:
@@ -337,6 +353,7 @@ class Channel:
                 else:
                     await self._handle(envelope)
         finally:
+            self.ended.set()
             for future in self._answers.values():
                 future.cancel()
             self._writer.close()
@@ -362,6 +379,11 @@ class Channel:
             raise
         finally:
             del self._answers[number]
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What was sent and has not left this process."""
+        return self._writer.transport.get_write_buffer_size()
 
     def close(self) -> None:
         """Close this end."""
@@ -431,8 +453,11 @@ def unix_listener(path: Path) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def connect_unix(path: Path) -> AsyncIterator[Channel]:
-    """A channel to the gateway whose control socket is at `path`, for as long as the block runs."""
+async def connect_unix(path: Path, handler: Handler | None = None) -> AsyncIterator[Channel]:
+    """A channel to the gateway whose control socket is at `path`, for as long as the block runs.
+
+    `handler` gets what the gateway says unasked, where something was asked for that it answers bit by bit.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _short_path(path) as short:
@@ -446,7 +471,7 @@ async def connect_unix(path: Path) -> AsyncIterator[Channel]:
         sock.close()
         raise ControlError(f"{path}: no gateway answers there: start it with `gatewayctl run`") from exc
     sock.setblocking(False)
-    channel = await Channel.over(sock)
+    channel = await Channel.over(sock, handler)
     serving = asyncio.get_running_loop().create_task(channel.serve())
     try:
         yield channel

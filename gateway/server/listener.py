@@ -42,11 +42,21 @@ class Listener:
             name = self._settings.realms_by_sni.get(server_name, name)
         return self._lookup.realms.get(name)
 
-    def contexts_for(self, realm: RealmRecord | None) -> RealmContexts:
+    @property
+    def settings(self) -> ListenerSettings:
+        """As configured."""
+        return self._settings
+
+    def contexts_for(self, realm: RealmRecord | None, *, is_watched: bool = False) -> RealmContexts:
         """The contexts of a realm; without one, those without a hint, where every identity is unknown."""
         hint, record_bytes_max = (None, None) if realm is None else (realm.hint, realm.record_bytes_max)
         return self._contexts.contexts(
-            self._profile, hint, self._alpn, record_bytes_max, self._settings.allow_dhe_psk
+            self._profile,
+            hint,
+            self._alpn,
+            record_bytes_max,
+            self._settings.allow_dhe_psk,
+            is_watched=is_watched,
         )
 
     def count_handshake(self, outcome: Outcome, tls_version: str, cipher: str) -> None:

@@ -13,6 +13,7 @@ from gateway.server.limits import ConnectionLimits
 from gateway.server.lookup import DeviceLookup
 from gateway.server.routes import LiveRoutes
 from gateway.server.settings import LimitsSettings
+from gateway.server.tracing import Tracers
 from gateway.telemetry.connection_log import ConnectionLog
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Services:
     is_debugging: bool
     """Whether sessions are logged one by one; asked first, since a log call costs microseconds even when it is dropped."""
     connection_log: ConnectionLog
+    tracers: Tracers
     process: str
     """The name of the worker, as its log lines have it."""
     id_prefix: str = dataclasses.field(default_factory=lambda: os.urandom(4).hex())

@@ -62,6 +62,8 @@ from gateway.server.dispatch import CommandDispatch
 from gateway.server.follower import FollowerSettings
 from gateway.server.settings import Address
 from gateway.server.takeover import LimitedSession, LimitedSessions
+from gateway.server.trace_messages import KeyLogLine, StartTrace, TraceEvents
+from gateway.server.trace_relay import TraceRelay
 from gateway.server.worker import BACKLOG, WorkerSettings
 from gateway.telemetry.aggregate import Snapshot, merge, snapshot
 from gateway.telemetry.metrics import SupervisorMetrics
@@ -129,6 +131,7 @@ class Supervisor:
         self._generation: Published | None = None
         self._overlay: Changed | None = None
         self._limited = LimitedSessions()
+        self._traces = TraceRelay(lambda: self._workers, allow_key_log=settings.admin.allow_key_log)
         self._draining = False
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -239,7 +242,8 @@ class Supervisor:
         return lambda: Configure(settings, number, self._worker_count, sockets)
 
     def _worker_started(self, worker: Child) -> None:
-        """A worker begins empty: tell it where the replica is, when there is one."""
+        """A worker begins empty: tell it where the replica is, when there is one, and what is traced."""
+        self._traces.worker_started(worker)
         if self._generation is not None:
             self._spawn(self._publish_to(worker, self._generation))
 
@@ -266,6 +270,8 @@ class Supervisor:
                 self._commands.settle(message)
             case CommandDelivered():
                 self._command_delivered(message)
+            case TraceEvents() | KeyLogLine():
+                self._traces.told(message)
             case SendCommand():
                 self._spawn(self._send_command(message))
             case Used() | Newcomers():
@@ -329,10 +335,17 @@ class Supervisor:
     # Operators
 
     async def _control_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await Channel(reader, writer, self._from_operator).serve()
+        channel = Channel(reader, writer)
+        channel.handler = functools.partial(self._from_operator, channel)
+        try:
+            await channel.serve()
+        finally:
+            self._traces.gone(channel)
 
-    async def _from_operator(self, message: Message) -> Message | None:
+    async def _from_operator(self, operator: Channel, message: Message) -> Message | None:
         match message:
+            case StartTrace():
+                return self._traces.begin(message, operator)
             case ListSessions():
                 answers = await self._ask_workers(message)
                 return Sessions(

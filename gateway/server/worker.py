@@ -62,6 +62,8 @@ from gateway.server.routes import LiveRoutes
 from gateway.server.services import Services
 from gateway.server.sessions import SessionIndex
 from gateway.server.settings import LimitsSettings, ListenerSettings
+from gateway.server.trace_messages import StartTrace, StopTrace
+from gateway.server.tracing import Tracers
 from gateway.telemetry.aggregate import snapshot
 from gateway.telemetry.connection_log import ConnectionLog
 from gateway.telemetry.logs import LogSettings, setup
@@ -161,6 +163,7 @@ class Worker:
             self._observe_revocation,
         )
         self._deadlines: Deadlines[EndingConnection] = Deadlines(time.monotonic())
+        self._tracers = Tracers(tell, self._lookup, settings.limits, settings.listeners, time.time)
         process = process_name(number)
         self._connection_log = ConnectionLog(settings.log, process, sys.stderr.buffer, time.monotonic)
         self._services = Services(
@@ -175,6 +178,7 @@ class Worker:
             commands=self._commands,
             is_debugging=settings.log.level == "debug",
             connection_log=self._connection_log,
+            tracers=self._tracers,
             process=process,
         )
         self._listeners = [
@@ -209,29 +213,36 @@ class Worker:
                 await self._follow(message)
             case Collect():
                 return self.metrics()
-            case ListSessions():
-                found = self._sessions.named(message.realm, message.device)
-                wanted = (each for each in found if message.route in (None, each.route_name))
-                return Sessions([session.describe() for session in wanted])
-            case Kick():
-                found = self._sessions.named(message.realm, message.device)
-                for session in found:
-                    session.stop("kicked")
-                return Done(len(found))
-            case SendCommand():
-                found = self._sessions.named(message.realm, message.device)
-                newest = next((each for each in found if each.session_id == message.session), None)
-                self._commands.send(message, newest)
+            case ListSessions() | Kick() | SendCommand():
+                return self._about_sessions(message)
             case CommandDelivered():
                 self._commands.settled(message.device_id, message.number)
             case ListDeadLetters() | RetryDeadLetters() | DiscardDeadLetters():
                 return await handle_dead_letters(self._routes, message)
+            case StartTrace() | StopTrace():
+                self._tracers.handle(message)
             case EndSession():
                 self._end_session(message)
             case Drain():
                 self.drain(message.drain_s)
             case _:
                 raise AssertionError(f"a worker is not told {type(message).__name__}")
+        return None
+
+    def _about_sessions(self, message: ListSessions | Kick | SendCommand) -> Message | None:
+        """What operators ask and want of live sessions."""
+        found = self._sessions.named(message.realm, message.device)
+        match message:
+            case ListSessions():
+                wanted = (each for each in found if message.route in (None, each.route_name))
+                return Sessions([session.describe() for session in wanted])
+            case Kick():
+                for session in found:
+                    session.stop("kicked")
+                return Done(len(found))
+            case SendCommand():
+                newest = next((each for each in found if each.session_id == message.session), None)
+                self._commands.send(message, newest)
         return None
 
     def metrics(self) -> Metrics:

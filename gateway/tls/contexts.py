@@ -25,6 +25,8 @@ class RealmContexts:
     record_bytes_max: int | None = None
     """Most plaintext bytes that a record of ours holds; None: what TLS allows."""
     allow_dhe_psk: bool = False
+    is_watched: bool = False
+    """For connections that are traced."""
 
     @functools.cached_property
     def tls12(self) -> ServerContext:
@@ -37,6 +39,7 @@ class RealmContexts:
             short_tags=self.profile.has_short_tags,
             dhe=self.allow_dhe_psk,
             record_bytes_max=self.record_bytes_max,
+            is_watched=self.is_watched,
         )
 
     @property
@@ -62,12 +65,13 @@ class RealmContexts:
                 TLS13_SUITES[hash_name],
                 alpn=self.alpn,
                 record_bytes_max=self.record_bytes_max,
+                is_watched=self.is_watched,
             )
             self._tls13[hash_name] = context
         return context
 
 
-_Key = tuple[ProfileName, str | None, tuple[bytes, ...], int | None, bool]
+_Key = tuple[ProfileName, str | None, tuple[bytes, ...], int | None, bool, bool]
 
 
 class ContextStore:
@@ -83,13 +87,15 @@ class ContextStore:
         alpn: tuple[bytes, ...],
         record_bytes_max: int | None = None,
         allow_dhe_psk: bool = False,
+        *,
+        is_watched: bool = False,
     ) -> RealmContexts:
-        """The contexts for this profile, hint, ALPN list (best first), bound of records and DHE."""
-        key = (profile, hint or None, alpn, record_bytes_max, allow_dhe_psk)
+        """The contexts for this profile, hint, ALPN list (best first), bound of records and DHE; traced or not."""
+        key = (profile, hint or None, alpn, record_bytes_max, allow_dhe_psk, is_watched)
         found = self._contexts.get(key)
         if found is None:
             found = self._contexts[key] = RealmContexts(
-                PROFILES[profile], hint or None, alpn, record_bytes_max, allow_dhe_psk
+                PROFILES[profile], hint or None, alpn, record_bytes_max, allow_dhe_psk, is_watched
             )
         return found
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from gateway.errors import LimitReached, PeerError
 from gateway.tls.contexts import RealmContexts
-from gateway.tls.openssl import ClientContext, Engine, TlsFailure, TlsVersion
+from gateway.tls.openssl import ClientContext, Engine, TlsFailure, TlsVersion, Watch
 from gateway.wire.client_hello import ClientHello, HelloScanner, OfferedPsk
 
 __all__ = [
@@ -163,7 +163,7 @@ class _Session:
 class ServerSession(_Session):
     """The gateway's end of one connection."""
 
-    __slots__ = ("_alert", "_choice", "_policy", "_scanner", "contexts", "hello")
+    __slots__ = ("_alert", "_choice", "_policy", "_scanner", "contexts", "hello", "watch")
 
     def __init__(self, policy: ServerPolicy) -> None:
         super().__init__()
@@ -174,6 +174,8 @@ class ServerSession(_Session):
         self.hello: ClientHello | None = None
         self.contexts: RealmContexts | None = None
         """Of the realm that the hello asked for; None until then."""
+        self.watch: Watch | None = None
+        """Who traces it; to be set while the policy gives contexts, which must be watched ones then."""
 
     def receive(self, data: "bytes | bytearray | memoryview") -> Sequence[Event]:
         """Take bytes from the network. The buffer is not kept."""
@@ -210,10 +212,14 @@ class ServerSession(_Session):
             self._scanner = None
             if isinstance(error, PeerError) and error.fault.alert is not None:
                 self._alert = b"\x15\x03\x01\x00\x02\x02" + bytes([error.fault.alert])
+                if self.watch is not None:  # OpenSSL, which would tell of it, has not seen this connection
+                    self.watch.message(sent=True, version=0x0301, content_type=0x15, data=self._alert[-2:])
             return (Failed(error),)
         received = self._scanner.received
         self._scanner = None
         self._engine = engine
+        if self.watch is not None:
+            engine.watch(self.watch)
         engine.feed(received)
         return self._progress(engine)
 

@@ -20,7 +20,14 @@ from typing import Final
 from gateway.errors import PeerError, PeerFault
 from gateway.wire.suites import suite_name
 
-__all__ = ["ClientHello", "HelloScanner", "OfferedPsk", "decode_client_hello", "suite_name"]
+__all__ = [
+    "ClientHello",
+    "HelloScanner",
+    "OfferedPsk",
+    "decode_chosen_suite",
+    "decode_client_hello",
+    "suite_name",
+]
 
 TLS_1_2: Final = 0x0303
 TLS_1_3: Final = 0x0304
@@ -64,6 +71,12 @@ class ClientHello:
     def offers_psk_dhe_ke(self) -> bool:
         """Whether TLS 1.3 with a PSK could have forward secrecy."""
         return PSK_DHE_KE in self.psk_modes
+
+
+def decode_chosen_suite(server_hello: bytes) -> int | None:
+    """The suite that a ServerHello chose (RFC 8446 section 4.1.3), header included; None when it is cut short."""
+    at = 39 + server_hello[38] if len(server_hello) > 38 else len(server_hello)  # noqa: PLR2004 -- the session id's length
+    return int.from_bytes(server_hello[at : at + 2]) if len(server_hello) >= at + 2 else None
 
 
 class HelloScanner:

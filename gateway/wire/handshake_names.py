@@ -2,7 +2,9 @@
 
 from typing import Final
 
-__all__ = ["alert_name", "describe_message"]
+__all__ = [
+    "alert_name", "describe_message", "group_name", "message_name", "psk_mode_name", "version_name",
+]  # fmt: skip
 
 _VERSIONS: Final = {0x0301: "TLS 1.0", 0x0302: "TLS 1.1", 0x0303: "TLS 1.2", 0x0304: "TLS 1.3"}
 _CONTENT_TYPES: Final = {
@@ -56,6 +58,13 @@ _ALERTS: Final = {
     116: "certificate_required",
     120: "no_application_protocol",
 }
+_GROUPS: Final = {
+    23: "secp256r1", 24: "secp384r1", 25: "secp521r1", 29: "x25519", 30: "x448", 26: "brainpoolP256r1",
+    27: "brainpoolP384r1", 28: "brainpoolP512r1", 256: "ffdhe2048", 257: "ffdhe3072", 258: "ffdhe4096", 259: "ffdhe6144",
+    260: "ffdhe8192", 41: "curveSM2", 4587: "SecP256r1MLKEM768", 4588: "X25519MLKEM768", 4589: "SecP384r1MLKEM1024",
+}  # fmt: skip
+"""Those of RFC 8446 section 4.2.7, Brainpool's of RFC 7027, and the hybrid that OpenSSL offers first."""
+_PSK_MODES: Final = {0: "psk_ke", 1: "psk_dhe_ke"}
 _LEVELS: Final = {1: "warning", 2: "fatal"}
 _HEADER: Final = 0x100
 _INNER: Final = 0x101
@@ -65,6 +74,28 @@ _ROW_BYTES: Final = 16
 def alert_name(code: int) -> str:
     """The name of an alert description (RFC 8446 section 6)."""
     return _ALERTS.get(code, f"alert {code}")
+
+
+def version_name(code: int) -> str:
+    """The name of a protocol version; `0x1234` for one that is none (GREASE values of RFC 8701 too)."""
+    return _VERSIONS.get(code) or f"0x{code:04X}"
+
+
+def group_name(code: int) -> str:
+    """The name of a group of key exchange (RFC 8446 section 4.2.7), or its number."""
+    return _GROUPS.get(code) or f"0x{code:04X}"
+
+
+def psk_mode_name(code: int) -> str:
+    """The name of a mode of key exchange with a PSK (RFC 8446 section 4.2.9), or its number."""
+    return _PSK_MODES.get(code) or f"0x{code:02X}"
+
+
+def message_name(content_type: int, data: bytes) -> str:
+    """What a message is: `ClientHello`, `Alert, fatal decrypt_error`, `ChangeCipherSpec`."""
+    detail = _detail(content_type, data).removeprefix(", ")
+    kind = _CONTENT_TYPES.get(content_type, f"type {content_type:#x}")
+    return detail if kind == "Handshake" and detail else ", ".join(filter(None, (kind, detail)))
 
 
 def describe_message(*, sent: bool, version: int, content_type: int, data: bytes) -> str:

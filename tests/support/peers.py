@@ -340,6 +340,11 @@ class WireTap:
         assert not any(rest.values()), f"the wire ended inside a record: {rest}"
         return [record for record in found if side in (None, record.side)]
 
+    def pieces(self) -> list[tuple[Side, bytes]]:
+        """What went over the wire, as it was read, when the connection is over."""
+        self._thread.join()
+        return self._pieces
+
     def _run(self) -> None:
         try:
             device, _ = self._listener.accept()

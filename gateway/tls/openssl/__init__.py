@@ -21,6 +21,7 @@ HelloRetryRequest, and the same rule then keeps out identities that the first he
 from gateway.tls.openssl.contexts import ClientContext, ServerContext, Trace
 from gateway.tls.openssl.engine import RECORD_BYTES, Engine
 from gateway.tls.openssl.library import TlsFailure, TlsVersion, library_version
+from gateway.tls.openssl.watching import Watch
 
 __all__ = [
     "RECORD_BYTES",
@@ -30,5 +31,6 @@ __all__ = [
     "TlsFailure",
     "TlsVersion",
     "Trace",
+    "Watch",
     "library_version",
 ]

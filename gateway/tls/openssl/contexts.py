@@ -15,6 +15,7 @@ from gateway.tls.openssl.callbacks import (
 )
 from gateway.tls.openssl.engine import RECORD_BYTES, ChooseKey, Engine, FindKey
 from gateway.tls.openssl.library import TlsVersion, ffi, lib
+from gateway.tls.openssl.watching import watch_context
 
 __all__ = ["ClientContext", "ServerContext", "Trace"]
 
@@ -82,7 +83,8 @@ class ServerContext:
     hint of TLS 1.2 (RFC 4279 section 2), 1 to 128 bytes, or None: an empty hint is never sent. `alpn` lists what is
     accepted, best first (RFC 7301); a client whose protocols are all unknown goes on without one. `short_tags` and
     `dhe` say that `suites` has some of these kinds. `record_bytes_max` bounds the plaintext of the records sent, None is
-    16384; a maximum fragment length that the client asks for (RFC 6066 section 4) OpenSSL keeps by itself.
+    16384; a maximum fragment length that the client asks for (RFC 6066 section 4) OpenSSL keeps by itself. `is_watched` is for
+    connections that are traced, see `watching`.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class ServerContext:
         short_tags: bool = False,
         dhe: bool = False,
         record_bytes_max: int | None = None,
+        is_watched: bool = False,
     ) -> None:
         self.version = version
         self.suites = tuple(suites)
@@ -117,6 +120,8 @@ class ServerContext:
             lib.SSL_CTX_set_psk_find_session_callback(raw, psk_find_session_callback)
         if alpn:
             lib.SSL_CTX_set_alpn_select_cb(raw, alpn_select_callback, ffi.NULL)
+        if is_watched:
+            watch_context(raw)
 
     def engine(self, find_key: FindKey) -> Engine:
         """A server engine that asks `find_key` for the key of an identity."""

@@ -7,6 +7,7 @@ from OpenSSL import SSL
 
 from gateway.tls.openssl.callbacks import handshaking
 from gateway.tls.openssl.library import TlsVersion, failure, ffi, lib
+from gateway.tls.openssl.watching import Watch, unwatch, watch
 
 __all__ = ["RECORD_BYTES", "ChooseKey", "Engine", "FindKey"]
 
@@ -161,8 +162,13 @@ class Engine:
             self._new_bios()
         return bytes(data)
 
+    def watch(self, by: Watch) -> None:
+        """Tell `by` of every message and secret from now on; only where the context is watched."""
+        watch(self._address, by)
+
     def free(self) -> None:
         """Give the SSL object back to OpenSSL now instead of at garbage collection. The engine is unusable after."""
+        unwatch(self._address)
         ffi.release(self.ssl)
 
     @property
