@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -59,6 +60,8 @@ __all__ = [
     "unix_listener",
 ]
 
+_CREDENTIALS: Final = struct.Struct("3i")
+"""Of a peer: process, user and group."""
 _FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """A list of 100,000 sessions is some 20 MB."""
 
@@ -379,6 +382,15 @@ class Channel:
             raise
         finally:
             del self._answers[number]
+
+    @property
+    def peer_pid(self) -> int:
+        """The process at the other end of a Unix socket, as the kernel knows it (SO_PEERCRED)."""
+        sock = self._writer.get_extra_info("socket")
+        (pid, _, _) = _CREDENTIALS.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        return int(pid)
 
     @property
     def waiting_bytes(self) -> int:

@@ -69,7 +69,7 @@ from gateway.telemetry.aggregate import Snapshot, merge, snapshot
 from gateway.telemetry.metrics import SupervisorMetrics
 from gateway.tls.openssl import library_version
 
-__all__ = ["CONTROL_SOCKET", "Supervisor", "SupervisorSettings"]
+__all__ = ["CONTROL_SOCKET", "Supervisor", "SupervisorSettings", "open_files_needed"]
 
 log = structlog.get_logger()
 
@@ -376,6 +376,11 @@ class Supervisor:
         log.info("started", node=self._settings.name, workers=self._worker_count, pid=os.getpid())
 
 
+def open_files_needed(connections: int, workers: int) -> int:
+    """What a worker opens with its share of `connections`: a stream session takes two."""
+    return 2 * -(-connections // workers) + _OTHER_FILES
+
+
 def _allow_open_files(connections: int, workers: int) -> None:
     """Let each worker open what its share of `limits.connections` may take; children inherit it.
 
@@ -383,7 +388,7 @@ def _allow_open_files(connections: int, workers: int) -> None:
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    needed = 2 * -(-connections // workers) + _OTHER_FILES
+    needed = open_files_needed(connections, workers)
     if most != resource.RLIM_INFINITY and most < needed:
         log.warning(
             "few_open_files",

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,12 @@ def wrong(findings: list[dict[str, Any]]) -> dict[str, str]:
     return {each["check"]: each["detail"] for each in findings if each["status"] == "error"}
 
 
+FEW = "connections = 400"
+"""Fewer than the default, which takes more open files than some machines allow."""
+
+
 def test_a_fresh_gateway_is_well(tmp_path: Path) -> None:
-    gateway = new_gateway(tmp_path / "gw")
+    gateway = new_gateway(tmp_path / "gw", limits=FEW)
     before = sorted(tmp_path.rglob("*"))
     status, findings = doctor(gateway)
     assert status == 0
@@ -38,6 +44,9 @@ def test_a_fresh_gateway_is_well(tmp_path: Path) -> None:
     checks = {
         "configuration",
         "files",
+        "disk",
+        "open files",
+        "admin",
         "registry",
         "master key",
         "replica",
@@ -138,12 +147,58 @@ def test_a_damaged_replica(tmp_path: Path) -> None:
 
 
 def test_file_modes_are_a_warning(tmp_path: Path) -> None:
-    gateway = new_gateway(tmp_path / "gw")
+    gateway = new_gateway(tmp_path / "gw", limits=FEW)
     gateway.config.chmod(0o644)
     status, findings = doctor(gateway)
     assert status == 0
     (warning,) = [each for each in findings if each["status"] == "warning"]
     assert warning["fix"] == f"chmod 600 {gateway.config}"
+
+
+def warnings(findings: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    return {each["check"]: each for each in findings if each["status"] == "warning"}
+
+
+def test_spools_that_may_outgrow_the_disk_are_a_warning(tmp_path: Path) -> None:
+    route = '[[routes]]\nname = "r"\nframing = "lines"\ndelivery = "spooled"\nbackend = "events"\nspool = { bytes_max = 1099511627776 }\n'
+    status, findings = doctor(new_gateway(tmp_path / "gw", routes=route))
+    assert status == 0
+    assert "spools may grow to 1,048,576 MiB" in warnings(findings)["disk"]["detail"]
+    assert "lower spool.bytes_max" in warnings(findings)["disk"]["fix"]
+
+
+def test_too_few_open_files_are_a_warning(tmp_path: Path) -> None:
+    gateway = new_gateway(tmp_path / "gw")
+    done = subprocess.run(
+        ["prlimit", "--nofile=1000:1000", sys.executable, "-m", "gateway", "doctor", "--json", "--config", gateway.config],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    few = warnings(json.loads(done.stdout))["open files"]
+    assert "may open 1,000 files" in few["detail"]
+    assert few["fix"].startswith("LimitNOFILE=40128 ")
+
+
+def test_an_admin_endpoint_for_everybody_is_a_warning(tmp_path: Path) -> None:
+    gateway = new_gateway(tmp_path / "gw")
+    text = gateway.config.read_text()
+    gateway.config.write_text(text.replace('bind = "127.0.0.1:0"', 'bind = "0.0.0.0:0"', 1))
+    status, findings = doctor(gateway)
+    assert status == 0
+    assert warnings(findings)["admin"]["fix"] == "set admin.tls and admin.token, or bind it to 127.0.0.1"
+
+
+def test_the_certificate_of_the_admin_endpoint(tmp_path: Path) -> None:
+    soon = Certificates(tmp_path / "tls")  # good for two days
+    files = f'certificate_file = "{soon.server}", key_file = "{soon.server_key}"'
+    gateway = new_gateway(tmp_path / "gw", admin=f"tls = {{ {files} }}")
+    status, findings = doctor(gateway)
+    assert status == 0
+    assert "its certificate is good until" in warnings(findings)["admin"]["detail"]
+    assert warnings(findings)["files"]["fix"] == f"chmod 600 {soon.server_key}"
+    soon.server.write_text("no certificate")
+    status, findings = doctor(gateway)
+    assert status == 1
+    assert "is no certificate in PEM" in wrong(findings)["admin"]
 
 
 def test_no_configuration(tmp_path: Path) -> None:
