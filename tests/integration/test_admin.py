@@ -2,18 +2,22 @@
 
 import contextlib
 import json
+import resource
 import ssl
+import statistics
 import subprocess
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from tests.support.devices import TLS12, TlsDevice
 from tests.support.gateway import Gateway, new_gateway, running, wait_for
 from tests.support.peers import program
 from tests.support.servers import Certificates, free_port
@@ -237,3 +241,37 @@ def prometheus(configuration: Path, data: Path, port: int) -> Iterator[None]:
 def test_a_bad_accept_header_gets_text(guarded: Gateway) -> None:
     status, kind, _ = metrics(guarded, Accept="\u00ff;q=x", Authorization=f"Bearer {TOKEN}")
     assert (status, kind.partition(";")[0]) == (200, "text/plain")
+
+
+@pytest.mark.parametrize(
+    "sessions", [300, pytest.param(10_000, marks=[pytest.mark.prove, pytest.mark.timeout(600)])]
+)
+def test_a_scrape_and_a_listing_with_many_sessions(
+    tmp_path: Path, sessions: int, measured: Callable[[str], None]
+) -> None:
+    bounds = "connections = 15000\nconnections_per_address = 15000\nfirst_message_timeout_s = 3600"
+    gateway = new_gateway(tmp_path / "gw", node="workers = 2", limits=bounds)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        stack.enter_context(running(gateway))
+        device = gateway.add_device("many")
+        gateway.wait_until_followed()
+        stack.enter_context(TlsDevice.connect(gateway.port(), device, version=TLS12))
+        few = len(metrics(gateway)[2].splitlines())
+        for _ in range(sessions - 1):
+            stack.enter_context(TlsDevice.connect(gateway.port(), device, version=TLS12))
+        durations = []
+        for _ in range(20):
+            began = time.perf_counter()
+            _, _, body = metrics(gateway)
+            durations.append(time.perf_counter() - began)
+        assert gateway.metric("pskgw_connections") == sessions
+        assert len(body.splitlines()) <= few + 40, "samples of the other worker, and none of a session"
+        began = time.perf_counter()
+        assert len(gateway.sessions()) == sessions
+        listing_s = time.perf_counter() - began
+    median_ms = 1000 * statistics.median(durations)
+    measured(f"{sessions} sessions: /metrics {median_ms:.1f} ms, list-sessions --json {listing_s:.1f} s")
+    assert median_ms < 50
