@@ -122,7 +122,12 @@ class TestNotDelivered:
         wait_for(
             lambda: any(each["device"] == device.identity for each in gateway.sessions()), what="the session"
         )
-        reset = threading.Timer(1.5, raw.abort)
+
+        def abort_on_the_way() -> None:
+            raw.wait_for_bytes(1024)
+            raw.abort()
+
+        reset = threading.Thread(target=abort_on_the_way)
         reset.start()
         done = gateway.ctl("send-command", device.identity, "--file", tmp_path / "large", check=False)
         reset.join()

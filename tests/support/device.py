@@ -12,7 +12,7 @@ from gateway.registry.store import NewDevice, Registry
 from gateway.tls.openssl import ClientContext
 from gateway.tls.profiles import PROFILES, TLS13_SUITES, ProfileName
 from gateway.tls.session import ClientSession, Data, Established, Failed, PeerClosed
-from tests.support.gateway import Device, Gateway
+from tests.support.gateway import Device, Gateway, wait_for
 
 __all__ = ["RawDevice", "add_devices"]
 
@@ -83,6 +83,12 @@ class RawDevice:
         """Say close_notify, and go on receiving."""
         self._session.close()
         self._flush()
+
+    def wait_for_bytes(self, count: int) -> None:
+        """Wait until so many bytes of the wire have come, and leave them unread: more than what follows a handshake."""
+        wait_for(
+            lambda: len(self._socket.recv(count, socket.MSG_PEEK)) >= count, TIMEOUT_S, "bytes on the wire"
+        )
 
     def abort(self) -> None:
         """Be gone by a reset."""
