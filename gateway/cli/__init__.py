@@ -32,6 +32,7 @@ FAMILIES = (
     "audit",
     "live",
     "trace",
+    "drain",
     "dead_letters",
     "commands",
     "connect",

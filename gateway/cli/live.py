@@ -87,7 +87,7 @@ def kick_device(
 
 def ask(config: Path | None, message: "Message", timeout_s: float = ASK_TIMEOUT_S) -> "Message":
     """Ask the running gateway. Raises ControlError when there is none, or it refuses or does not answer in time."""
-    from gateway.server.control import connect_unix
+    from gateway.server.channel import connect_unix
     from gateway.server.supervisor import CONTROL_SOCKET
 
     path = load_settings(config).node.data_dir / CONTROL_SOCKET

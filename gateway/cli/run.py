@@ -1,5 +1,7 @@
 """run: the gateway in the foreground."""
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -9,43 +11,72 @@ from gateway.errors import RegistryUnavailable
 
 if TYPE_CHECKING:
     from gateway.config import GatewaySettings
-    from gateway.server.supervisor import SupervisorSettings
+    from gateway.server.node import SupervisorSettings
+    from gateway.server.upgrade import Program
 
-__all__ = ["app"]
+__all__ = ["app", "check_registry"]
 
 app = typer.Typer()
 
 
 @app.command(rich_help_panel="Run")
 def run(config: ConfigOption = None) -> None:
-    """Run the gateway in the foreground until SIGTERM or Ctrl-C."""
-    settings = load_settings(config)
+    """Run the gateway in the foreground until SIGTERM or Ctrl-C.
 
+    SIGHUP reloads the configuration, SIGUSR2 goes on as the program that is installed now; see docs/reload.md.
+    """
+    from gateway.config import find_config
+    from gateway.server import loop, upgrade
+    from gateway.server.supervisor import Supervisor
+    from gateway.telemetry.logs import setup
+
+    handover = upgrade.receive()
+    path = find_config(config).absolute()
+    program = _program(path)
+    settings = load_settings(path)
+    setup(settings.log)
+    check_registry(settings)
+
+    def load() -> "SupervisorSettings":
+        settings = load_settings(path)
+        check_registry(settings)
+        return _supervisor_settings(settings)
+
+    async def supervise() -> None:
+        await Supervisor(_supervisor_settings(settings), program, load, handover).run()
+
+    loop.run(supervise())
+
+
+def check_registry(settings: "GatewaySettings") -> None:
+    """See that schema and master key fit; a registry that is away is waited for."""
     import structlog
 
     from gateway.registry.ledger import Author
     from gateway.registry.store import Registry
-    from gateway.server import loop
-    from gateway.server.supervisor import Supervisor
-    from gateway.telemetry.logs import setup
 
-    setup(settings.log)
     try:
         with Registry(settings.registry, Author.of_process()):
-            pass  # schema and master key fit, else this says why
+            pass
     except RegistryUnavailable as exc:
         structlog.get_logger().warning("registry_away", reason=str(exc), note="waiting for it")
 
-    async def supervise() -> None:
-        await Supervisor(_supervisor_settings(settings)).run()
 
-    loop.run(supervise())
+def _program(config: Path) -> "Program":
+    """How this program was started, whether by `gatewayctl` or by `python -m gateway`."""
+    import gateway
+    from gateway.server.upgrade import Program, stamp
+
+    start = (sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1])
+    code = Path(gateway.__file__).parent
+    check = (*start, "check-config", "--for-upgrade", "--json", "--config", str(config))
+    return Program((sys.executable, *sys.orig_argv[1:]), check, code, stamp(code))
 
 
 def _supervisor_settings(settings: "GatewaySettings") -> "SupervisorSettings":
     """Each process gets its part of the configuration, and no more."""
     from gateway.server.follower import FollowerSettings
-    from gateway.server.supervisor import SupervisorSettings
+    from gateway.server.node import SupervisorSettings
     from gateway.server.worker import WorkerSettings
 
     master_keys = settings.registry.master_keys()

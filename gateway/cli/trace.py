@@ -127,7 +127,7 @@ async def _follow(
     count: int | None,
 ) -> None:
     """Print what comes until the time is over, enough was seen, or the user has."""
-    from gateway.server.control import connect_unix
+    from gateway.server.channel import connect_unix
     from gateway.server.supervisor import CONTROL_SOCKET
     from gateway.server.trace_messages import TraceStarted
 

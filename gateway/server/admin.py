@@ -8,6 +8,7 @@ what they are told is what a connection to the listener would tell them too. A c
 import hmac
 import ipaddress
 import os
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
@@ -17,6 +18,7 @@ from aiohttp import web
 
 from gateway.errors import ConfigurationError
 from gateway.server.admin_settings import AdminSettings, AdminTls
+from gateway.server.settings import Address
 from gateway.telemetry.aggregate import Snapshot, exposition
 
 __all__ = ["Admin", "Readiness"]
@@ -52,8 +54,8 @@ class Admin:
         self._certificate: _Certificate | None = None
         self._runner: web.AppRunner | None = None
 
-    async def open(self) -> str:
-        """Bind and serve; the address that was bound. Raises ConfigurationError: taken, or no certificate."""
+    async def open(self, sock: socket.socket) -> str:
+        """Serve on a listening socket, which stays the caller's; its address. Raises ConfigurationError: no certificate."""
         if self._settings.tls is not None:
             self._certificate = _Certificate(self._settings.tls)
         app = web.Application()
@@ -66,22 +68,11 @@ class Admin:
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         await self._runner.setup()
-        bind = self._settings.bind
-        try:
-            context = None if self._certificate is None else self._certificate.context
-            await web.TCPSite(self._runner, bind.host, bind.port, ssl_context=context).start()
-        except OSError as exc:
-            await self._runner.cleanup()
-            number = exc.errno or 0
-            why = (
-                os.strerror(number) if number > 0 else exc
-            )  # its own text is asyncio's and has the address again
-            raise ConfigurationError(
-                f"admin.bind: cannot listen on {bind}: {why}: choose another address or stop what uses it"
-            ) from exc
-        host, port = self._runner.addresses[0][:2]
+        context = None if self._certificate is None else self._certificate.context
+        await web.SockSite(self._runner, sock.dup(), ssl_context=context).start()
+        host, port = sock.getsockname()[:2]
         self._warn_if_open(host)
-        return f"{host}:{port}"
+        return str(Address(host, port))
 
     async def close(self) -> None:
         """Stop serving."""

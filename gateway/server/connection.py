@@ -291,6 +291,21 @@ class DeviceConnection(EndingConnection):
         """Frames that came in, None where there are none."""
         return None if self._route is None else self._route.messages
 
+    @property
+    def listener(self) -> Listener:
+        """Where the device has connected."""
+        return self._listener
+
+    @property
+    def live_route(self) -> LiveRoute | None:
+        """The route of a session."""
+        return self._live_route
+
+    def configuration_changed(self, services: Services) -> None:
+        """A handshake ends under the configuration that is in force then; a session keeps the one it began with."""
+        if self.phase is Phase.HANDSHAKE:
+            self._services = services
+
     def deadline_passed(self) -> None:
         """The phase took too long. The deadline is not filed any more."""
         if self.phase is Phase.HANDSHAKE:

@@ -1,24 +1,7 @@
-"""The control channel: between the supervisor and its children, and between gatewayctl and the supervisor.
-
-A channel is a Unix stream of frames: a 4-byte length (big-endian) and a msgpack envelope. Either end may `notify`
-(no answer), or `call` (exactly one answer, or the caller's deadline passes). The messages are the Structs below.
-The peer is always this program, or root, or the user that owns the socket (0600); a frame that does not parse ends the
-channel all the same.
-"""
-
-import asyncio
-import contextlib
-import itertools
-import os
-import socket
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
-from typing import Final, Literal, Self
+"""What the supervisor, its children and gatewayctl say to each other, over the channels of `channel.py`."""
 
 import msgspec
 
-from gateway.errors import ControlError
 from gateway.registry.notices import Changed, Published
 from gateway.server.trace_messages import (
     KeyLogLine,
@@ -31,49 +14,97 @@ from gateway.server.trace_messages import (
 from gateway.telemetry.aggregate import Family
 
 __all__ = [
-    "Channel",
     "CheckReaders",
     "Collect",
     "CommandDelivered",
     "CommandOutcome",
     "Configure",
+    "CountLoad",
     "DeadLetterInfo",
     "DeadLetters",
     "DiscardDeadLetters",
     "Done",
     "Drain",
+    "DrainNode",
     "EndSession",
+    "EndSessions",
     "FollowerStatus",
     "Kick",
     "ListDeadLetters",
     "ListSessions",
+    "Load",
     "Metrics",
     "Newcomers",
+    "Ping",
+    "Reconfigure",
     "RetryDeadLetters",
     "SendCommand",
     "SessionClosed",
     "SessionInfo",
     "SessionOpened",
     "Sessions",
+    "StopAccepting",
+    "Subscribe",
     "Used",
-    "connect_unix",
-    "unix_listener",
 ]
-
-_CREDENTIALS: Final = struct.Struct("3i")
-"""Of a peer: process, user and group."""
-_FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
-"""A list of 100,000 sessions is some 20 MB."""
 
 
 class Configure(msgspec.Struct, tag=True, frozen=True):
-    """Supervisor to a child, once, first: its settings as JSON, and the listening sockets it inherited."""
+    """Supervisor to a child, once, first: its settings as JSON; to a worker also its place and its listening sockets."""
 
     settings: bytes
+    name: str = ""
     worker: int = 0
     workers: int = 1
-    sockets: dict[str, list[int]] = {}
-    """listener name -> inherited file descriptors, one per worker; a worker accepts on the one at its own place"""
+    sockets: dict[str, int] = {}
+    """listener name -> how many descriptors came beside this message, in this order; the worker accepts on all of them"""
+
+
+class Reconfigure(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to a worker: its settings as they are from now on; answered when they are in force.
+
+    Of a listener that is in `sockets` the worker gets new descriptors, in this order, and lets go of those it has.
+    """
+
+    settings: bytes
+    sockets: dict[str, int]
+
+
+class Subscribe(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to one worker of the node: listen for what brokers send to devices."""
+
+
+class StopAccepting(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to a worker: accept no more connections, and listen to no broker's commands. Sessions stay."""
+
+
+class EndSessions(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to a worker that accepts no more: end all sessions, spread over `within_s` seconds, and stay."""
+
+    within_s: float
+
+
+class DrainNode(msgspec.Struct, tag=True, frozen=True):
+    """Operator: let this node run empty within `within_s` seconds."""
+
+    within_s: float
+
+
+class CountLoad(msgspec.Struct, tag=True, frozen=True):
+    """Ask what a worker, or the node, still carries."""
+
+
+class Load(msgspec.Struct, tag=True, frozen=True):
+    """Open connections, sessions among them, and messages in spools that no backend has confirmed."""
+
+    connections: int
+    sessions: int
+    messages: int
+    is_draining: bool = False
+
+
+class Ping(msgspec.Struct, tag=True, frozen=True):
+    """Ask whether a process is alive."""
 
 
 class FollowerStatus(msgspec.Struct, tag=True, frozen=True):
@@ -250,9 +281,13 @@ class EndSession(msgspec.Struct, tag=True, frozen=True):
 
 
 class Drain(msgspec.Struct, tag=True, frozen=True):
-    """Stop accepting, end all sessions within `drain_s` seconds, and exit."""
+    """Stop accepting, end all sessions within `drain_s` seconds, and exit.
+
+    At once, as a gateway that stops does; or spread over the time, when others are there that devices can turn to.
+    """
 
     drain_s: float
+    is_spread: bool = False
 
 
 class CheckReaders(msgspec.Struct, tag=True, frozen=True):
@@ -295,199 +330,14 @@ Message = (
     | KeyLogLine
     | TraceOver
     | Drain
+    | DrainNode
+    | EndSessions
+    | StopAccepting
+    | Subscribe
+    | Reconfigure
+    | CountLoad
+    | Load
+    | Ping
     | Done
 )
 """`Published` and `Changed` are the notices of the registry's follower, sent as they are."""
-
-
-class _Envelope(msgspec.Struct, array_like=True):
-    kind: Literal[0, 1, 2, 3]
-    number: int
-    body: Message | str
-
-
-_NOTIFY: Final = 0
-_CALL: Final = 1
-_ANSWER: Final = 2
-_FAILURE: Final = 3
-
-Handler = Callable[[Message], Awaitable[Message | None]]
-
-
-class Channel:
-    """One end of a control channel. `serve` runs it until the other end closes."""
-
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Handler | None = None
-    ) -> None:
-        self._reader = reader
-        self._writer = writer
-        self.handler = handler
-        self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[Message]] = {}
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(_Envelope)
-        self.ended = asyncio.Event()
-        """Set when `serve` is over."""
-
-    @classmethod
-    async def over(cls, sock: socket.socket, handler: Handler | None = None) -> Self:
-        """A channel on a connected stream socket, which it owns from now on."""
-        reader, writer = await asyncio.open_unix_connection(sock=sock)
-        return cls(reader, writer, handler)
-
-    async def receive_first(self) -> Message | None:
-        """The first message, before `serve`: a child is configured by it. None when the other end closed."""
-        envelope = await self._receive()
-        return None if envelope is None or isinstance(envelope.body, str) else envelope.body
-
-    async def finish(self) -> None:
-        """Close this end when everything that was sent has left this process, or the other end is gone."""
-        self._writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self._writer.wait_closed()
-
-    async def serve(self) -> None:
-        """Answer and deliver until the other end closes. Calls run one after the other, in the order they came."""
-        try:
-            while (envelope := await self._receive()) is not None:
-                if envelope.kind in (_ANSWER, _FAILURE):
-                    self._settle(envelope)
-                else:
-                    await self._handle(envelope)
-        finally:
-            self.ended.set()
-            for future in self._answers.values():
-                future.cancel()
-            self._writer.close()
-
-    def notify(self, message: Message) -> None:
-        """Send without waiting for anything; nothing happens when the other end is gone."""
-        self._send(_NOTIFY, 0, message)
-
-    async def call(self, message: Message, timeout_s: float) -> Message:
-        """Send and wait for the answer. Raises ControlError when it is refused, late, or the channel closes."""
-        number = next(self._numbers)
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._answers[number] = future
-        try:
-            self._send(_CALL, number, message)
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            raise ControlError(f"no answer within {timeout_s:g} s: is the gateway overloaded?") from None
-        except asyncio.CancelledError:
-            if future.cancelled():
-                raise ControlError("the gateway closed the control channel before it answered") from None
-            raise
-        finally:
-            del self._answers[number]
-
-    @property
-    def peer_pid(self) -> int:
-        """The process at the other end of a Unix socket, as the kernel knows it (SO_PEERCRED)."""
-        sock = self._writer.get_extra_info("socket")
-        (pid, _, _) = _CREDENTIALS.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
-        return int(pid)
-
-    @property
-    def waiting_bytes(self) -> int:
-        """What was sent and has not left this process."""
-        return self._writer.transport.get_write_buffer_size()
-
-    def close(self) -> None:
-        """Close this end."""
-        self._writer.close()
-
-    def _send(self, kind: Literal[0, 1, 2, 3], number: int, body: Message | str) -> None:
-        if self._writer.is_closing():  # the other end is gone, and `serve` is about to say so
-            return
-        frame = self._encoder.encode(_Envelope(kind, number, body))
-        self._writer.write(len(frame).to_bytes(4, "big") + frame)
-
-    async def _receive(self) -> _Envelope | None:
-        try:
-            size = int.from_bytes(await self._reader.readexactly(4), "big")
-            if size > _FRAME_BYTES_MAX:
-                return None
-            envelope = self._decoder.decode(await self._reader.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError, UnicodeDecodeError):
-            return None
-        is_text = isinstance(envelope.body, str)
-        return None if is_text != (envelope.kind == _FAILURE) else envelope
-
-    def _settle(self, envelope: _Envelope) -> None:
-        future = self._answers.get(envelope.number)
-        if future is None or future.done():
-            return
-        if isinstance(envelope.body, str):
-            future.set_exception(ControlError(envelope.body))
-        else:
-            future.set_result(envelope.body)
-
-    async def _handle(self, envelope: _Envelope) -> None:
-        assert self.handler is not None
-        assert not isinstance(envelope.body, str)
-        try:
-            answer = await self.handler(envelope.body)
-        except ControlError as exc:
-            if envelope.kind == _CALL:
-                self._send(_FAILURE, envelope.number, str(exc))
-            return
-        if envelope.kind == _CALL:
-            self._send(_ANSWER, envelope.number, answer if answer is not None else Done())
-
-
-@contextlib.contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """The same path through /proc/self/fd: a socket's own may be 107 bytes at most, a data_dir's may be longer."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
-
-
-def unix_listener(path: Path) -> socket.socket:
-    """A listening socket at `path`, mode 0600, in place of one that a dead gateway left there."""
-    path.unlink(missing_ok=True)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    mask = os.umask(0o177)
-    try:
-        with _short_path(path) as short:
-            sock.bind(short)
-    finally:
-        os.umask(mask)
-    sock.listen(64)
-    return sock
-
-
-@contextlib.asynccontextmanager
-async def connect_unix(path: Path, handler: Handler | None = None) -> AsyncIterator[Channel]:
-    """A channel to the gateway whose control socket is at `path`, for as long as the block runs.
-
-    `handler` gets what the gateway says unasked, where something was asked for that it answers bit by bit.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with _short_path(path) as short:
-            sock.connect(short)
-    except PermissionError as exc:
-        sock.close()
-        raise ControlError(
-            f"{path}: permission denied: run this as the user that the gateway runs as"
-        ) from exc
-    except OSError as exc:
-        sock.close()
-        raise ControlError(f"{path}: no gateway answers there: start it with `gatewayctl run`") from exc
-    sock.setblocking(False)
-    channel = await Channel.over(sock, handler)
-    serving = asyncio.get_running_loop().create_task(channel.serve())
-    try:
-        yield channel
-    finally:
-        serving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving

@@ -1,14 +1,14 @@
 """Commands on their way through the supervisor: find the session, hand over, wait for what becomes of it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 from msgspec import structs
 
 from gateway.errors import ControlError
 from gateway.server.children import Child
-from gateway.server.control import CommandOutcome, ListSessions, SendCommand, Sessions
+from gateway.server.control import CommandOutcome, ListSessions, Message, SendCommand, Sessions
 
 __all__ = ["CommandDispatch"]
 
@@ -21,11 +21,15 @@ _UNDER_WAY_MAX: Final = 1_000
 """What a flood from a broker may hold in memory."""
 
 
+Ask = Callable[[Message, float], Awaitable[list[tuple[Child, Message]]]]
+"""Asks all workers, and waits so many seconds."""
+
+
 class CommandDispatch:
     """All commands that wait for an outcome. `count` is told each outcome once."""
 
-    def __init__(self, workers: Callable[[], Sequence[Child]], count: Callable[[str], None]) -> None:
-        self._workers = workers
+    def __init__(self, ask: Ask, count: Callable[[str], None]) -> None:
+        self._ask = ask
         self._count = count
         self._outcomes: dict[str, asyncio.Future[CommandOutcome]] = {}
 
@@ -63,12 +67,10 @@ class CommandDispatch:
 
     async def _newest_session(self, command: SendCommand) -> tuple[Child, str] | None:
         """Where the device is; of several sessions the newest, since older ones are often dead and not yet found so."""
-        workers = self._workers()
-        question = ListSessions(command.realm, command.device)
-        answers = await asyncio.gather(*(worker.call(question, _ASK_TIMEOUT_S) for worker in workers))
+        answers = await self._ask(ListSessions(command.realm, command.device), _ASK_TIMEOUT_S)
         found = [
             (session.since, worker, session.session)
-            for worker, answer in zip(workers, answers, strict=True)
+            for worker, answer in answers
             for session in cast("Sessions", answer).sessions
         ]
         if not found:

@@ -26,8 +26,8 @@ from gateway.registry.masterkeys import KeyRing, MasterKeySource
 from gateway.registry.notices import Published
 from gateway.registry.reports import Newcomer, Reports
 from gateway.registry.settings import RegistrySettings
+from gateway.server.channel import Channel
 from gateway.server.control import (
-    Channel,
     CheckReaders,
     Collect,
     CommandDelivered,

@@ -50,6 +50,10 @@ class SessionLife:
         self._limited: dict[str, int] = {}
         self._report_at = 0.0
 
+    def limit_changed(self, sessions_per_device: int) -> None:
+        """Another limit of sessions for each device: it holds for sessions that begin from now on."""
+        self._limit = sessions_per_device
+
     def opened(
         self, session: "DeviceConnection", record: CredentialRecord, realm: RealmRecord, now: float
     ) -> None:

@@ -12,12 +12,18 @@ class ConnectionLimits:
     """Counts of what is open in this worker. Every `admit` that said yes is followed by one `release`."""
 
     def __init__(self, settings: LimitsSettings, workers: int) -> None:
-        self._connections_max = -(-settings.connections // workers)
-        self._per_address_max = -(-settings.connections_per_address // workers)
-        self._handshakes_max = -(-settings.handshakes_in_flight // workers)
+        self._workers = workers
         self._connections = 0
         self._handshakes = 0
         self._by_address: dict[str, int] = {}
+        self.change(settings)
+
+    def change(self, settings: LimitsSettings) -> None:
+        """Put other bounds in force. What is open stays open."""
+        workers = self._workers
+        self._connections_max = -(-settings.connections // workers)
+        self._per_address_max = -(-settings.connections_per_address // workers)
+        self._handshakes_max = -(-settings.handshakes_in_flight // workers)
 
     def admit(self, address: str) -> bool:
         """Count a new connection from `address`, or say no."""

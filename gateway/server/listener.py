@@ -35,6 +35,12 @@ class Listener:
         self.observe_handshake = metrics.handshake_duration.observe
         metrics.connections.labels(settings.name).set_function(lambda: self.connections)
 
+    def change(self, settings: ListenerSettings, alpn: tuple[bytes, ...]) -> None:
+        """Take other settings; they hold for hellos that come from now on."""
+        self._settings = settings
+        self._profile = ProfileName(settings.profile)
+        self._alpn = alpn
+
     def realm_for(self, server_name: str | None) -> RealmRecord | None:
         """The realm of a hello, by its SNI; None while the configured realm does not exist."""
         name = self._settings.realm

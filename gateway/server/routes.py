@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +20,12 @@ from gateway.forward.rate import DeviceRates
 from gateway.forward.relay import Relay
 from gateway.forward.route import Route, RouteTable
 from gateway.forward.session import DeviceEnd, DeviceInfo, RouteSession
+from gateway.forward.settings import RouteMatch
 from gateway.telemetry.metrics import WorkerMetrics
 from gateway.wire.framing import Reason
 from gateway.wire.framings import FRAMINGS
 
-__all__ = ["LiveRoute", "LiveRoutes", "Spawn"]
+__all__ = ["LiveRoute", "LiveRoutes", "Retired", "Spawn"]
 
 log = structlog.get_logger()
 
@@ -243,6 +245,14 @@ class FramedRoute(LiveRoute):
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A route that new sessions do not take any more. `is_gone`: it, or its backend, is not in the configuration."""
+
+    route: LiveRoute
+    is_gone: bool
+
+
 class LiveRoutes:
     """All routes of a worker."""
 
@@ -258,25 +268,82 @@ class LiveRoutes:
         workers: int,
         soon: Callable[[Callable[[], None]], object],
     ) -> None:
-        self._table = table
-        self._live: dict[str, LiveRoute] = {}
-        for route in table.routes:
-            if isinstance(route.backend_settings, TcpSettings):
-                make = MqttRoute if route.framing == "mqtt" else StreamRoute
-                self._live[route.name] = make(route, route.backend_settings, metrics, spawn)
-            else:
-                self._live[route.name] = FramedRoute(
-                    route,
-                    metrics,
-                    spawn,
-                    message_bytes_max=message_bytes_max,
-                    stdout_lock=stdout_lock,
-                    spool_dir=spool_dir,
-                    workers=workers,
-                    soon=soon,
-                )
+        self._metrics = metrics
+        self._spawn = spawn
+        self._stdout_lock = stdout_lock
         self._spool_dir = spool_dir
-        self.alpn: Final = tuple(name.encode("ascii") for name in table.alpn_names)
+        self._workers = workers
+        self._soon = soon
+        self._message_bytes_max = message_bytes_max
+        self._table = table
+        self._live = {route.name: self._make(route) for route in table.routes}
+        self._retired: list[LiveRoute] = []
+
+    @property
+    def alpn(self) -> tuple[bytes, ...]:
+        """The ALPN protocols that routes ask for, best first."""
+        return tuple(name.encode("ascii") for name in self._table.alpn_names)
+
+    @property
+    def waiting_messages(self) -> int:
+        """Messages in spools that no backend has confirmed."""
+        spools = [route.spool for route in (*self._live.values(), *self._retired)]
+        return sum(spool.messages for spool in spools if spool is not None)
+
+    def change(self, table: RouteTable, backends: Container[str], message_bytes_max: int) -> list[Retired]:
+        """Put another table in force for new sessions; gives the routes to `retire` when their sessions have ended.
+        `backends` are the names of all that are configured.
+
+        A route that differs in nothing but what it matches goes on as it is, with its sessions, sink and spool.
+        """
+        before, live = self._table, self._live
+        is_same_size = message_bytes_max == self._message_bytes_max
+        kept = {
+            route.name: _without_match(route)
+            for route in before.routes
+            if is_same_size or not live[route.name].is_framed
+        }
+        self._table, self._message_bytes_max = table, message_bytes_max
+        made: list[LiveRoute] = []
+        self._live = {}
+        for route in table.routes:
+            if kept.get(route.name) == _without_match(route):
+                self._live[route.name] = live[route.name]
+            else:
+                self._live[route.name] = self._make(route)
+                made.append(self._live[route.name])
+        for each in made:  # a backend that is away keeps no one waiting
+            self._spawn(each.open())
+        self._look_for_strays()
+        retired = [
+            Retired(live[route.name], route.name not in self._live or route.backend not in backends)
+            for route in before.routes
+            if live[route.name] is not self._live.get(route.name)
+        ]
+        self._retired += [each.route for each in retired]
+        return retired
+
+    async def retire(self, route: LiveRoute) -> None:
+        """Deliver what a route that is not used any more has left, and let go of it."""
+        await route.close()
+        self._retired.remove(route)
+        if route.name not in self._live and route.spool is not None:
+            _unwatch(route.name, self._metrics)
+
+    def _make(self, route: Route) -> LiveRoute:
+        if isinstance(route.backend_settings, TcpSettings):
+            make = MqttRoute if route.framing == "mqtt" else StreamRoute
+            return make(route, route.backend_settings, self._metrics, self._spawn)
+        return FramedRoute(
+            route,
+            self._metrics,
+            self._spawn,
+            message_bytes_max=self._message_bytes_max,
+            stdout_lock=self._stdout_lock,
+            spool_dir=self._spool_dir,
+            workers=self._workers,
+            soon=self._soon,
+        )
 
     def choose(
         self, listener: str, realm: str, group: str | None, identity: str, alpn: bytes
@@ -299,7 +366,8 @@ class LiveRoutes:
 
     async def close(self) -> None:
         """Close every route, delivering what is pending. One whose backend hangs does not keep the others."""
-        await asyncio.gather(*(route.close() for route in self._live.values()))
+        routes = [*self._live.values(), *self._retired]
+        await asyncio.gather(*(route.close() for route in routes))
 
     def spools(self, name: str | None = None) -> dict[str, SpooledDelivery]:
         """The spools of all routes, or of the one of this name."""
@@ -329,3 +397,18 @@ def _watch(spool: SpooledDelivery, route: str, metrics: WorkerMetrics) -> None:
     metrics.outbox_oldest.labels(route).set_function(lambda: spool.oldest_s)
     metrics.outbox_dead.labels(route).set_function(lambda: spool.dead_count)
     metrics.outbox_damaged.labels(route).set_function(lambda: spool.damaged_messages)
+
+
+def _unwatch(route: str, metrics: WorkerMetrics) -> None:
+    for gauge in (
+        metrics.outbox_messages,
+        metrics.outbox_bytes,
+        metrics.outbox_oldest,
+        metrics.outbox_dead,
+        metrics.outbox_damaged,
+    ):
+        gauge.remove(route)
+
+
+def _without_match(route: Route) -> Route:
+    return replace(route, match=RouteMatch())

@@ -3,6 +3,7 @@
 Pure. The supervisor holds it, workers tell it of sessions that have a limit, and it says which of them have to end.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 __all__ = ["LimitedSession", "LimitedSessions"]
@@ -37,6 +38,15 @@ class LimitedSessions:
             self._by_device[device_id] = left
         else:
             self._by_device.pop(device_id, None)
+
+    def dump(self) -> list[tuple[int, float, str, str]]:
+        """All of them, for `restore`: device, beginning, session, worker."""
+        return [(device_id, *each) for device_id, sessions in self._by_device.items() for each in sessions]
+
+    def restore(self, sessions: Iterable[tuple[int, float, str, str]]) -> None:
+        """Take what `dump` gave, in the same order."""
+        for device_id, since, session, worker in sessions:
+            self._by_device.setdefault(device_id, []).append(LimitedSession(since, session, worker))
 
     def worker_ended(self, worker: str) -> None:
         """All sessions of this worker are gone."""

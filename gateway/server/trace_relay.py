@@ -15,8 +15,8 @@ import structlog
 from msgspec import structs
 
 from gateway.errors import ControlError
+from gateway.server.channel import Channel
 from gateway.server.children import Child
-from gateway.server.control import Channel
 from gateway.server.trace_messages import (
     KeyLogLine,
     StartTrace,
@@ -62,7 +62,7 @@ class TraceRelay:
             raise ControlError(f"{TRACERS_MAX} traces run already: end one of them")
         if asked.wants_keys and not self._allow_key_log:
             raise ControlError(
-                "this gateway writes no key log: set admin.allow_key_log = true, and restart it"
+                "this gateway writes no key log: set admin.allow_key_log = true, and reload it"
             )
         now = time.time()
         most_s = KEY_LOG_S_MAX if asked.wants_keys else TRACE_S_MAX
@@ -83,6 +83,10 @@ class TraceRelay:
             key_log=start.wants_keys,
         )
         return TraceStarted(start.number, start.until)
+
+    def change(self, *, allow_key_log: bool) -> None:
+        """The configuration has changed; traces that run go on."""
+        self._allow_key_log = allow_key_log
 
     def worker_started(self, worker: Child) -> None:
         """A worker begins empty: tell it what is traced."""

@@ -109,10 +109,14 @@ class Tracers:
         self.active: dict[int, _Tracer] = {}
         self.pending: set[ConnectionTrace] = set()
         self.lookup: Final = lookup
-        self.limits: Final = limits
-        self.listeners: Final = listeners
+        self.limits = limits
+        self.listeners = listeners
         self.wall: Final = wall
         self._tell = tell
+
+    def change(self, limits: LimitsSettings, listeners: Sequence[ListenerSettings]) -> None:
+        """The configuration has changed: advice goes by it from now on."""
+        self.limits, self.listeners = limits, listeners
 
     def handle(self, message: StartTrace | StopTrace) -> None:
         """Follow one more target, or one less."""

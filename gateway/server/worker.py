@@ -7,6 +7,7 @@ owns: it reads the replica, and never the registry.
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import signal
 import socket
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -23,42 +24,50 @@ from pydantic import BaseModel, ConfigDict
 from gateway.errors import ControlError, RegistryError
 from gateway.forward.route import RouteTable
 from gateway.forward.settings import BackendSettings, RouteSettings
-from gateway.net.acceptor import Acceptor
 from gateway.net.poller import Poller
 from gateway.registry.masterkeys import KeyRing, MasterKeySource
 from gateway.registry.notices import Changed, Published
+from gateway.server.accepting import Accepting, receive_descriptors
+from gateway.server.channel import Channel
 from gateway.server.command_sources import CommandSources
 from gateway.server.commands import CommandSender
 from gateway.server.connection import DeviceConnection
 from gateway.server.control import (
-    Channel,
     Collect,
     CommandDelivered,
     Configure,
+    CountLoad,
     DiscardDeadLetters,
     Done,
     Drain,
     EndSession,
+    EndSessions,
     FollowerStatus,
     Kick,
     ListDeadLetters,
     ListSessions,
+    Load,
     Message,
     Metrics,
+    Ping,
+    Reconfigure,
     RetryDeadLetters,
     SendCommand,
     Sessions,
+    StopAccepting,
+    Subscribe,
 )
 from gateway.server.dead_letters import handle_dead_letters
 from gateway.server.deadlines import TICK_S, Deadlines
-from gateway.server.ending import STOP_S, EndingConnection
+from gateway.server.draining import end_all, end_spread
+from gateway.server.ending import EndingConnection
 from gateway.server.keys import refresh_keys
 from gateway.server.life import SessionLife
 from gateway.server.limits import ConnectionLimits
 from gateway.server.listener import Listener
 from gateway.server.lookup import NEWCOMER, DeviceLookup, refusal
 from gateway.server.loop import run
-from gateway.server.routes import LiveRoutes
+from gateway.server.routes import LiveRoute, LiveRoutes
 from gateway.server.services import Services
 from gateway.server.sessions import SessionIndex
 from gateway.server.settings import LimitsSettings, ListenerSettings
@@ -66,26 +75,21 @@ from gateway.server.trace_messages import StartTrace, StopTrace
 from gateway.server.tracing import Tracers
 from gateway.telemetry.aggregate import snapshot
 from gateway.telemetry.connection_log import ConnectionLog
-from gateway.telemetry.logs import LogSettings, setup
+from gateway.telemetry.logs import LogSettings, change, setup
 from gateway.telemetry.metrics import Outcome, WorkerMetrics
 from gateway.tls.contexts import ContextStore
 
-__all__ = ["Worker", "WorkerSettings", "process_name"]
+__all__ = ["Worker", "WorkerSettings"]
 
 log = structlog.get_logger()
-
-BACKLOG: Final = 4096
-"""Connections that the kernel completes and keeps while the worker is busy (bounded by net.core.somaxconn)."""
-
 
 _KEYS_EVERY_S: Final = 2.0
 """How often the file with the master keys is looked at: one more key may be there."""
 GC_THRESHOLDS: Final = (20_000, 50, 50)
 """Sessions leave no cycles behind, so looking for some at every 700 objects, as is Python's default, finds nothing."""
-
-
-_SETTLE_SHARE: Final = 0.8
-"""Of the drain window: so long may backends take for what was received; the rest is for the last words."""
+_RETIRE_EVERY_S: Final = 0.5
+"""How often a route that is not in the configuration any more is asked whether its last session has ended."""
+_STOPS: Final = "the gateway stops"
 
 
 class WorkerSettings(BaseModel):
@@ -104,31 +108,25 @@ class WorkerSettings(BaseModel):
     backends: dict[str, BackendSettings]
 
 
-def process_name(number: int) -> str:
-    """What the worker in this place is called in logs and lists."""
-    return f"worker-{number}"
-
-
 class Worker:
     """All of one worker. `serve` is its life."""
 
     def __init__(
         self,
         settings: WorkerSettings,
-        number: int,
+        name: str,
         workers: int,
-        sockets: dict[str, list[int]],
+        descriptors: socket.socket,
         tell: Callable[[Message], None],
     ) -> None:
         self._settings = settings
-        self._number = number
+        self._name = name
+        self._descriptors = descriptors
+        self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._registry = CollectorRegistry()
-        self._sockets = {
-            name: [socket.socket(fileno=number) for number in numbers] for name, numbers in sockets.items()
-        }
-        metrics = WorkerMetrics(self._registry)
+        self._metrics = metrics = WorkerMetrics(self._registry)
         self._observe_revocation = metrics.revocation.observe
         self._keys = KeyRing(settings.master_keys)
         self._lookup = DeviceLookup(self._keys.sealer, metrics, max_staleness_s=settings.max_staleness_s)
@@ -152,9 +150,6 @@ class Worker:
             wall=time.time,
             later=self._loop.call_later,
         )
-        self._command_sources = CommandSources(
-            settings.backends, tell, payload_bytes_max=settings.limits.message_bytes_max, wall=time.time
-        )
         self._life = SessionLife(
             self._sessions,
             self._lookup,
@@ -164,13 +159,13 @@ class Worker:
         )
         self._deadlines: Deadlines[EndingConnection] = Deadlines(time.monotonic())
         self._tracers = Tracers(tell, self._lookup, settings.limits, settings.listeners, time.time)
-        process = process_name(number)
-        self._connection_log = ConnectionLog(settings.log, process, sys.stderr.buffer, time.monotonic)
+        self._limits = ConnectionLimits(settings.limits, workers)
+        self._connection_log = ConnectionLog(settings.log, name, sys.stderr.buffer, time.monotonic)
         self._services = Services(
             settings=settings.limits,
             now=time.monotonic,  # uvloop's own clock stands still within a turn of the loop
             wall=time.time,
-            limits=ConnectionLimits(settings.limits, workers),
+            limits=self._limits,
             deadlines=self._deadlines,
             lookup=self._lookup,
             routes=self._routes,
@@ -179,32 +174,32 @@ class Worker:
             is_debugging=settings.log.level == "debug",
             connection_log=self._connection_log,
             tracers=self._tracers,
-            process=process,
+            process=name,
         )
-        self._listeners = [
-            Listener(listener, self._routes.alpn, self._lookup, self._contexts, metrics)
-            for listener in settings.listeners
-        ]
+        self._listeners = {each.name: self._listener(each) for each in settings.listeners}
+        self._poller = Poller(self._loop)
+        self._accepting = Accepting(self._poller, self._factory)
+        self._subscription: asyncio.Task[None] | None = None
         self._keys_looked_at = time.monotonic()
         self._sequence = 0
-        self._poller = Poller(self._loop)
-        self._acceptors: list[Acceptor] = []
         self._draining = asyncio.Event()
-        self._drain_s = settings.drain_s
+        self._drain_order = Drain(settings.drain_s)
 
     async def serve(self) -> None:
         """Serve until `drain` is called, then end every session and return."""
         await self._routes.open()
-        if self._number == 0:  # one subscription per node
-            self._spawn(self._command_sources.run())
         self._tick()
         await self._draining.wait()
         await self._drain()
 
-    def drain(self, drain_s: float) -> None:
-        """Stop accepting and let `serve` return within `drain_s` seconds."""
-        self._drain_s = drain_s
+    def drain(self, order: Drain) -> None:
+        """Stop accepting and let `serve` return in the time that was given."""
+        self._drain_order = order
         self._draining.set()
+
+    def take_sockets(self, counts: dict[str, int]) -> None:
+        """Take the listening sockets that the supervisor has sent, so many for each listener."""
+        self._accepting.take(receive_descriptors(self._descriptors, counts))
 
     async def handle(self, message: Message) -> Message | None:
         """What the supervisor says."""
@@ -223,8 +218,28 @@ class Worker:
                 self._tracers.handle(message)
             case EndSession():
                 self._end_session(message)
+            case _:
+                return await self._obey(message)
+        return None
+
+    async def _obey(self, message: Message) -> Message | None:
+        """What concerns the life of this worker."""
+        match message:
+            case Reconfigure():
+                return Done(self._reconfigure(message))
+            case Subscribe():
+                self._subscribe()
+            case CountLoad():
+                return self._load()
+            case StopAccepting():
+                self._stop_accepting()
+            case EndSessions():
+                self._stop_accepting()
+                self._spawn(end_spread(self._deadlines, message.within_s, "the node is drained"))
+            case Ping():
+                pass  # the answer says it all
             case Drain():
-                self.drain(message.drain_s)
+                self.drain(message)
             case _:
                 raise AssertionError(f"a worker is not told {type(message).__name__}")
         return None
@@ -272,7 +287,7 @@ class Worker:
         self._life.changed(time.time(), realms=True)
         for session in self._sessions:
             self._commands.connected(session)
-        if not self._acceptors and not self._draining.is_set():
+        if not self._accepting.is_accepting:
             self._accept()
 
     def _registry_changed(self, change: Changed) -> None:
@@ -317,18 +332,105 @@ class Worker:
     # Accepting
 
     def _accept(self) -> None:
-        """Begin to accept, each listener on this worker's own socket."""
-        for listener in self._listeners:
-            sock = self._sockets[listener.name][self._number]
-            self._acceptors.append(Acceptor(self._poller, sock, BACKLOG, self._factory(listener)))
+        """Begin to accept, each listener on this worker's own sockets."""
+        self._accepting.start(self._listeners.values())
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not look at it again
         gc.set_threshold(*GC_THRESHOLDS)
-        log.debug("accepting", worker=self._number)
+        log.debug("accepting")
+
+    def _stop_accepting(self) -> None:
+        if self._subscription is not None:
+            self._subscription.cancel()
+            self._subscription = None
+        self._accepting.stop()
 
     def _factory(self, listener: Listener) -> Callable[[], DeviceConnection]:
-        services = self._services
-        return lambda: DeviceConnection(listener, services)
+        return lambda: DeviceConnection(listener, self._services)
+
+    def _listener(self, settings: ListenerSettings) -> Listener:
+        return Listener(settings, self._routes.alpn, self._lookup, self._contexts, self._metrics)
+
+    # Configuration
+
+    def _reconfigure(self, message: Reconfigure) -> int:
+        """Put other settings in force for what comes from now on; how many sessions had to end.
+
+        A live session keeps what it began with, and ends when its listener, its route or its backend is not there any more.
+        """
+        before, settings = self._settings, WorkerSettings.model_validate_json(message.settings)
+        self._settings = settings
+        if settings.log != before.log:
+            change(settings.log, self._name)
+            self._connection_log = ConnectionLog(settings.log, self._name, sys.stderr.buffer, time.monotonic)
+        self.take_sockets(message.sockets)
+        table = RouteTable(settings.routes, settings.backends)
+        retired = self._routes.change(table, settings.backends, settings.limits.message_bytes_max)
+        self._limits.change(settings.limits)
+        self._tracers.change(settings.limits, settings.listeners)
+        self._life.limit_changed(settings.limits.sessions_per_device)
+        self._services = dataclasses.replace(
+            self._services,
+            settings=settings.limits,
+            is_debugging=settings.log.level == "debug",
+            connection_log=self._connection_log,
+        )
+        for connection in self._connections:
+            connection.configuration_changed(self._services)
+        ended = self._change_listeners(settings.listeners)
+        gone = [each.route for each in retired if each.is_gone]
+        ended += self._end(lambda session: session.live_route in gone, "route removed")
+        for each in retired:
+            self._spawn(self._retire(each.route))
+        if self._accepting.is_accepting:
+            self._accepting.start(self._listeners.values())
+        if self._subscription is not None and _what_brokers_send(before) != _what_brokers_send(settings):
+            self._subscribe()
+        return ended
+
+    def _change_listeners(self, listeners: Iterable[ListenerSettings]) -> int:
+        """Make, change and remove listeners; how many sessions had to end."""
+        wanted = {each.name: each for each in listeners}
+        gone = {name: self._listeners.pop(name) for name in set(self._listeners) - set(wanted)}
+        for name in gone:
+            self._accepting.drop(name)
+        for name, settings in wanted.items():
+            if name in self._listeners:
+                self._listeners[name].change(settings, self._routes.alpn)
+            else:
+                self._listeners[name] = self._listener(settings)
+        return self._end(lambda each: each.listener in gone.values(), "listener removed")
+
+    @property
+    def _connections(self) -> "list[DeviceConnection]":
+        return cast("list[DeviceConnection]", list(self._deadlines))
+
+    def _end(self, is_meant: Callable[[DeviceConnection], bool], reason: str) -> int:
+        found = [each for each in self._connections if is_meant(each)]
+        for connection in found:
+            connection.stop(reason)
+        return len(found)
+
+    async def _retire(self, route: LiveRoute) -> None:
+        while any(session.live_route is route for session in self._sessions):  # noqa: ASYNC110 - may take days
+            await asyncio.sleep(_RETIRE_EVERY_S)
+        await self._routes.retire(route)
+
+    def _subscribe(self) -> None:
+        """Listen for what brokers send to devices, in place of a subscription that there is."""
+        if self._subscription is not None:
+            self._subscription.cancel()
+        sources = CommandSources(
+            self._settings.backends,
+            self._tell,
+            payload_bytes_max=self._settings.limits.message_bytes_max,
+            wall=time.time,
+        )
+        self._subscription = self._spawn(sources.run())
+
+    def _load(self) -> Load:
+        connections = sum(1 for _ in self._deadlines)
+        return Load(connections, len(self._sessions), self._routes.waiting_messages)
 
     # Time
 
@@ -358,17 +460,11 @@ class Worker:
     # The end
 
     async def _drain(self) -> None:
-        deadline = self._loop.time() + self._drain_s
-        for acceptor in self._acceptors:
-            acceptor.close()
-        for socks in self._sockets.values():
-            for sock in socks:
-                sock.close()
+        order = self._drain_order
+        deadline = self._loop.time() + order.drain_s
+        self._stop_accepting()
         self._life.report()
-        for connection in self._deadlines:
-            connection.stop("the gateway stops", max(STOP_S, _SETTLE_SHARE * self._drain_s))
-        while any(True for _ in self._deadlines) and self._loop.time() < deadline:  # noqa: ASYNC110 - thousands end at once
-            await asyncio.sleep(TICK_S / 5)
+        await (end_spread if order.is_spread else end_all)(self._deadlines, order.drain_s, _STOPS)
         try:
             async with asyncio.timeout_at(max(deadline, self._loop.time() + 1)):
                 await self._routes.close()
@@ -382,21 +478,26 @@ class Worker:
         self._lookup.close()
 
 
-async def _main(control_fd: int) -> None:
+def _what_brokers_send(settings: WorkerSettings) -> tuple[object, ...]:
+    """What a subscription depends on."""
+    return settings.backends, settings.limits.message_bytes_max
+
+
+async def _main(control_fd: int, descriptors_fd: int) -> None:
     """Wait for the configuration, serve, say good-bye with the last metrics."""
     channel = await Channel.over(socket.socket(fileno=control_fd))
     configuration = await channel.receive_first()
     assert isinstance(configuration, Configure)
     settings = WorkerSettings.model_validate_json(configuration.settings)
-    setup(settings.log, process=process_name(configuration.worker))
-    worker = Worker(
-        settings, configuration.worker, configuration.workers, configuration.sockets, channel.notify
-    )
+    setup(settings.log, process=configuration.name)
+    descriptors = socket.socket(fileno=descriptors_fd)
+    worker = Worker(settings, configuration.name, configuration.workers, descriptors, channel.notify)
+    worker.take_sockets(configuration.sockets)
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, worker.drain, settings.drain_s)
+    loop.add_signal_handler(signal.SIGTERM, worker.drain, Drain(settings.drain_s))
     channel.handler = worker.handle
     serving = loop.create_task(channel.serve())
-    serving.add_done_callback(lambda _: worker.drain(settings.drain_s))  # the supervisor is gone
+    serving.add_done_callback(lambda _: worker.drain(Drain(settings.drain_s)))  # the supervisor is gone
     try:
         await worker.serve()
     finally:
@@ -412,7 +513,7 @@ def main() -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole terminal; the supervisor answers it
-    run(_main(int(sys.argv[1])))
+    run(_main(int(sys.argv[1]), int(sys.argv[2])))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Modules take `structlog.get_logger()` once, at their top, and log an event with values as keywords:
 `log.info("handshake_refused", outcome="wrong_key", address=...)`. A call below the level costs half a
 microsecond: the logger is made for one level and is cached at its first use. So `setup` comes first in a process,
-before anything is logged, and a process that changes its level starts its loggers anew.
+before anything is logged; `change` starts all loggers of ours anew.
 
 Tracebacks are printed without local variables: they may hold keys.
 """
@@ -18,7 +18,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-__all__ = ["LogSettings", "setup"]
+__all__ = ["LogSettings", "change", "setup"]
 
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -41,7 +41,7 @@ class LogSettings(BaseModel):
 def setup(settings: LogSettings, process: str = "supervisor") -> None:
     """Send the logs of this process to stderr, its name with each line, the ones of the standard library too.
 
-    Called again it replaces what was set up, except for loggers that were used already.
+    Called again it replaces what was set up, except for loggers that were used already: `change` has those too.
     """
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     structlog.configure(
@@ -51,6 +51,15 @@ def setup(settings: LogSettings, process: str = "supervisor") -> None:
         cache_logger_on_first_use=True,
     )
     _route_standard_library(level)
+
+
+def change(settings: LogSettings, process: str = "supervisor") -> None:
+    """Put another level or format in force, for the loggers that were used already too."""
+    setup(settings, process)
+    for name, module in list(sys.modules.items()):
+        logger = getattr(module, "log", None) if name.startswith("gateway.") else None
+        if isinstance(logger, structlog._config.BoundLoggerLazyProxy):  # noqa: SLF001 - it has no public name
+            vars(logger).pop("bind", None)  # where it keeps what it assembled at its first use
 
 
 def _common_processors(process: str) -> list[Processor]:

@@ -253,6 +253,32 @@ class SupervisorMetrics:
         )
         for process in ("worker", "follower"):
             self.restarts.labels(process)  # present from the start, so that a first increase is seen as one
+        self.reloads = Counter(
+            "pskgw_config_reloads",
+            "Reloads of the configuration: applied, or refused because it is broken (the one before stays in force).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.reload_successful = Gauge(
+            "pskgw_config_last_reload_successful",
+            "Whether the configuration was applied when it was read last, at the start or by a reload.",
+            registry=registry,
+        )
+        self.reload_success_time = Gauge(
+            "pskgw_config_last_reload_success_timestamp_seconds",
+            "When the configuration in force was applied.",
+            registry=registry,
+        )
+        self.upgrades = Counter(
+            "pskgw_upgrades",
+            "Upgrades of the running gateway: done, or refused before anything was stopped.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("applied", "refused"):
+            self.reloads.labels(outcome)  # present from the start, so that a first increase is seen as one
+        for outcome in ("done", "refused"):
+            self.upgrades.labels(outcome)
         self.commands = Counter(
             "pskgw_commands",
             "Commands to devices that an operator or a broker sent, by what became of them.",

@@ -15,7 +15,8 @@ from typing import Final
 
 from gateway.config import effective, load
 from gateway.errors import ConfigurationError, PeerError
-from gateway.server.control import Channel, Done, Message
+from gateway.server.channel import Channel
+from gateway.server.control import Done, Message
 from gateway.wire.client_hello import HelloScanner
 from gateway.wire.framing import Frame, FrameDecoder, LineDecoder, split_message_id
 from gateway.wire.length_framing import LengthDecoder

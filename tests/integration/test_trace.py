@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from gateway.errors import ControlError
-from gateway.server.control import Message, connect_unix
+from gateway.server.channel import connect_unix
+from gateway.server.control import Message
 from gateway.server.trace_messages import StartTrace, TraceOver, TraceStarted
 from gateway.server.trace_relay import TRACE_S_MAX, TRACERS_MAX
 from tests.support.capture import write_pcap

@@ -50,6 +50,10 @@ class Fleet:
         self.acknowledged: set[str] = set()
         self.errors: collections.Counter[str] = collections.Counter()
         self.connections = 0
+        self.orderly_ends: collections.Counter[str] = collections.Counter()
+        """by device: sessions that the gateway ended with close_notify"""
+        self.failures: list[str] = []
+        """handshakes that failed, and sessions that broke"""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -83,8 +87,10 @@ class Fleet:
             port = self._port()
             if port is not None:
                 connection += 1
-                with contextlib.suppress(DeviceError, OSError):
+                try:
                     await self._connection(device, port, connection)
+                except (DeviceError, OSError) as exc:
+                    self.failures.append(f"{device.identity}/{connection}: no session: {exc!r}")
             await asyncio.sleep(random.uniform(0.02, 0.1))
 
     async def _connection(self, device: Device, port: int, connection: int) -> None:
@@ -98,8 +104,11 @@ class Fleet:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._receive(state, name))
                 tasks.create_task(self._send(state, name))
-        except* (DeviceError, OSError, EOFError):
-            pass
+        except* EOFError:
+            self.orderly_ends[device.identity] += 1
+        except* (DeviceError, OSError) as group:
+            if not self._stopping:
+                self.failures.append(f"{name}: {group.exceptions[0]!r}")
         finally:
             await client.close()
 

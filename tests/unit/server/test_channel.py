@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import ControlError
-from gateway.server.control import Channel, Done, Drain, Kick, Message, connect_unix, unix_listener
+from gateway.server.channel import Channel, connect_unix, unix_listener
+from gateway.server.control import Done, Drain, Kick, Message
 from gateway.server.loop import run
 
 
