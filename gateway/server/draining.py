@@ -1,6 +1,7 @@
 """How a worker lets its sessions end: at once, or spread over a time, so that devices do not all come back in one second."""
 
 import asyncio
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -33,8 +34,8 @@ async def end_spread(connections: Deadlines[EndingConnection], within_s: float, 
     ended: set[EndingConnection] = set()
     while (now := loop.time()) < last and any(True for _ in connections):
         live = [each for each in connections if each.phase is Phase.LIVE and each not in ended]
-        steps = max(1.0, (last - now) / _STEP_S)
-        some = live[: -(-len(live) // int(steps))]
+        due = math.ceil((len(ended) + len(live)) * (now - began) / (last - began))
+        some = live[: max(0, due - len(ended))]
         _stop(some, deadline - now, reason)
         ended.update(some)
         await asyncio.sleep(_STEP_S)
