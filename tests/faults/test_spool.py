@@ -39,16 +39,6 @@ def devices(gateway: Gateway, count: int) -> list[Device]:
     return [gateway.add_device(f"d{number}") for number in range(count)]
 
 
-def kill(gateway: Gateway) -> None:
-    """All processes at once, as a loss of the machine would."""
-    assert gateway.process is not None
-    for pid in gateway.pids():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    gateway.process.wait()
-    gateway.process = None
-
-
 def port_of(gateway: Gateway) -> int | None:
     found = [entry for entry in gateway.events("listening") if entry["listener"] == "tls"]
     return int(found[-1]["address"].rpartition(":")[2]) if found else None
@@ -114,7 +104,7 @@ def killed(
         for _ in range(times):
             fleet.wait_for_acknowledged(500)
             time.sleep(random.uniform(0, 0.5))
-            kill(gateway)
+            gateway.lose()
             gateway.start()
         fleet.wait_for_acknowledged(500)
         fleet.__exit__()
@@ -179,7 +169,7 @@ def test_backend_away_and_killed(tmp_path: Path) -> None:
             outage.begin()
             for _ in range(2):
                 fleet.wait_for_acknowledged(2000)
-                kill(gateway)
+                gateway.lose()
                 gateway.start()
             outage.end()
             fleet.wait_for_acknowledged(100)

@@ -400,9 +400,7 @@ class RedisSubject(Subject):
 
 class KafkaSubject(Subject):
     kind = "kafka"
-    can_restart = has_login = has_tls = (
-        False  # librdkafka's mock cluster has neither login nor TLS, nor a fixed port
-    )
+    has_login = has_tls = False  # librdkafka's mock cluster has neither
 
     def __init__(self, folder: Path, certificates: Certificates) -> None:
         super().__init__(folder, certificates)
@@ -415,6 +413,12 @@ class KafkaSubject(Subject):
             "topic": self.place,
             "message_timeout_s": 5,
         }
+
+    def stop(self) -> None:
+        self.server.order("down")
+
+    def start(self) -> None:
+        self.server.order("up")
 
     def fetch(self) -> list[Arrived]:
         from confluent_kafka import Consumer, TopicPartition

@@ -125,6 +125,15 @@ class Gateway:
             process.wait()
             raise
 
+    def lose(self) -> None:
+        """Kill all processes at once, as a loss of the machine would."""
+        assert self.process is not None
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
     def kill(self) -> None:
         """End whatever is left of it, at the end of a test."""
         if self.process is not None and self.process.poll() is None:

@@ -177,7 +177,7 @@ class Server(abc.ABC):
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=self.environment(),
@@ -201,6 +201,8 @@ class Server(abc.ABC):
             with contextlib.suppress(psutil.Error):
                 each.kill()
         process.wait(10)
+        assert process.stdin is not None
+        process.stdin.close()
         psutil.wait_procs(family, 10)
 
     def freeze(self) -> None:
@@ -368,7 +370,8 @@ class RabbitServer(Server):
 class KafkaMock(Server):
     """The cluster that librdkafka carries for its own tests: the real wire protocol, one broker, no login, no TLS.
 
-    Its port is the kernel's choice, so it changes with every start.
+    Its port is the kernel's choice. What it holds is in memory, so it is taken `down` and `up` where others are stopped
+    and started.
     """
 
     def __init__(self, folder: Path, certificates: Certificates) -> None:
@@ -379,7 +382,7 @@ class KafkaMock(Server):
         if importlib.util.find_spec("confluent_kafka") is None:
             missing("confluent-kafka")
         self.address_path.unlink(missing_ok=True)
-        return [sys.executable, "-c", _KAFKA_MOCK, str(self.address_path)]
+        return [sys.executable, str(Path(__file__).with_name("kafka_mock.py")), str(self.folder)]
 
     def is_ready(self) -> bool:
         return self.address_path.exists()
@@ -388,17 +391,14 @@ class KafkaMock(Server):
     def address(self) -> str:
         return self.address_path.read_text()
 
-
-_KAFKA_MOCK = """
-import pathlib, sys, threading
-from confluent_kafka import Producer
-producer = Producer({"bootstrap.servers": "unused", "test.mock.num.brokers": 1})
-(broker,) = producer.list_topics(timeout=10).brokers.values()
-path = pathlib.Path(sys.argv[1])
-path.with_suffix(".new").write_text(f"{broker.host}:{broker.port}")
-path.with_suffix(".new").rename(path)
-threading.Event().wait()
-"""
+    def order(self, what: str) -> None:
+        """Have it do something, see kafka_mock.py."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        told = self.log_path.read_text().splitlines().count(what)
+        self._process.stdin.write(f"{what}\n".encode())
+        self._process.stdin.flush()
+        wait_until(lambda: self.log_path.read_text().splitlines().count(what) > told, 10, what)
 
 
 class HttpServer(Server):
