@@ -28,7 +28,7 @@ from bench.node import Gateway
 from bench.peers import Mosquitto
 from bench.plan import FULL, QUICK, Plan
 from bench.registry import Node, prepare_node
-from bench.report import render, summary
+from bench.report import render, replace_part, summary
 from bench.requirements import ensure_installed
 from gateway.errors import GatewayError
 
@@ -49,7 +49,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("error: interrupted, nothing was written", file=sys.stderr)
         return 1
-    output.write_text(text, encoding="utf-8")
+    replace_part(output, "# Results of the benchmarks", text)
     for line in lines:
         print(line)
     print(f"Written: {os.path.relpath(output)}")

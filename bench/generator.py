@@ -72,23 +72,7 @@ class Generator:
     @classmethod
     def build(cls, source: Path, folder: Path, cpus: frozenset[int], *, own_core: bool) -> "Generator":
         """Compile `source` into `folder` unless the program there is newer."""
-        program = folder / source.stem
-        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-            argv = [
-                "cc",
-                "-std=c11",
-                "-O2",
-                "-Wall",
-                "-Wextra",
-                "-o",
-                str(program),
-                str(source),
-                "-lssl",
-                "-lcrypto",
-            ]
-            done = subprocess.run(argv, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise BenchError(f"{source.name} does not compile: {done.stderr.strip().splitlines()[-1:]}")
+        program = compiled(source, folder, "-lssl", "-lcrypto")
         return cls(program, cpus, own_core=own_core)
 
     def openssl_version(self) -> str:
@@ -129,6 +113,18 @@ class Generator:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def compiled(source: Path, folder: Path, *options: str) -> Path:
+    """Compile a C file into `folder` unless what is there is newer; `options` come last."""
+    program = folder / source.stem
+    newest = max(each.stat().st_mtime for each in (source, source.with_name("client.h")))
+    if not program.exists() or program.stat().st_mtime < newest:
+        argv = ["cc", "-std=c11", "-O2", "-Wall", "-Wextra", "-o", str(program), str(source), *options]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise BenchError(f"{source.name} does not compile: {done.stderr.strip().splitlines()[-1:]}")
+    return program
 
 
 def _parse(status: int, output: str, complaints: str) -> LoadResult:

@@ -21,30 +21,18 @@
  * Exit status: 0 all connections went well, 1 some failed (the first reasons are on stderr), 2 wrong usage.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
 #include <getopt.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-#include <openssl/err.h>
-#include <openssl/sha.h>
-#include <openssl/ssl.h>
+#include "client.h"
 
 enum {
     PAYLOAD_BYTES = 64,
-    IDENTITY_BYTES_MAX = 32,
     DEVICES_MAX = 10000000, /* "dev-%07d" */
     CLIENTS_MAX = 65536,
     COUNT_MAX = 10000000,
@@ -96,13 +84,6 @@ static struct {
 
 static volatile sig_atomic_t released; /* SIGTERM or SIGINT: stop holding, open no more */
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static uint64_t cpu_ns(void)
 {
     struct timespec t;
@@ -110,56 +91,10 @@ static uint64_t cpu_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void die(const char *what)
-{
-    fprintf(stderr, "load: %s: %s\n", what, errno ? strerror(errno) : "failed");
-    ERR_print_errors_fp(stderr);
-    exit(1);
-}
-
 static void on_signal(int number)
 {
     (void)number;
     released = 1;
-}
-
-/* --- TLS ------------------------------------------------------------------------------------------------ */
-
-/* Also what OpenSSL asks for a TLS 1.3 PSK (bound to SHA-256) when no session callback is set. */
-static unsigned int answer_psk(SSL *ssl, const char *hint, char *identity, unsigned int identity_max,
-                               unsigned char *key, unsigned int key_max)
-{
-    (void)hint;
-    const struct connection *c = SSL_get_app_data(ssl);
-    size_t length = strlen(c->identity);
-    char text[5 + IDENTITY_BYTES_MAX] = "bench";
-
-    if (length >= identity_max || key_max < SHA256_DIGEST_LENGTH)
-        return 0;
-    memcpy(identity, c->identity, length + 1);
-    memcpy(text + 5, c->identity, length);
-    SHA256((const unsigned char *)text, 5 + length, key);
-    return SHA256_DIGEST_LENGTH;
-}
-
-static SSL_CTX *make_context(void)
-{
-    SSL_CTX *context = SSL_CTX_new(TLS_client_method());
-    int version = option.tls13 ? TLS1_3_VERSION : TLS1_2_VERSION;
-    int chosen;
-
-    if (context == NULL)
-        die("SSL_CTX_new");
-    chosen = option.tls13 ? SSL_CTX_set_ciphersuites(context, option.suite)
-                          : SSL_CTX_set_cipher_list(context, option.suite);
-    if (!chosen || !SSL_CTX_set_min_proto_version(context, version) ||
-        !SSL_CTX_set_max_proto_version(context, version) || !SSL_CTX_set1_groups_list(context, "X25519"))
-        die(option.suite);
-    SSL_CTX_set_psk_client_callback(context, answer_psk);
-    SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
-    SSL_CTX_set_options(context, SSL_OP_NO_TICKET);
-    SSL_CTX_set_read_ahead(context, 1); /* one read per flight instead of two per record */
-    return context;
 }
 
 /* --- one connection --------------------------------------------------------------------------------------- */
@@ -230,7 +165,7 @@ static void open_connection(void)
     c->ssl = SSL_new(run.context);
     if (c->ssl == NULL || !SSL_set_fd(c->ssl, c->fd))
         die("SSL_new");
-    SSL_set_app_data(c->ssl, c);
+    SSL_set_app_data(c->ssl, c->identity);
     SSL_set_connect_state(c->ssl);
     c->started_ns = now_ns();
     if (connect(c->fd, (struct sockaddr *)&option.peer, sizeof option.peer) < 0 && errno != EINPROGRESS) {
@@ -538,18 +473,6 @@ static void usage(void)
     exit(2);
 }
 
-static uint32_t number(const char *text, uint32_t low, uint32_t high)
-{
-    char *end;
-    unsigned long value;
-
-    errno = 0;
-    value = strtoul(text, &end, 10);
-    if (errno || end == text || *end || value < low || value > high)
-        usage();
-    return (uint32_t)value;
-}
-
 static double seconds(const char *text)
 {
     char *end;
@@ -558,19 +481,6 @@ static double seconds(const char *text)
     if (end == text || *end || !(value > 0 && value <= 86400))
         usage();
     return value;
-}
-
-static void parse_peer(char *text)
-{
-    char *colon = strrchr(text, ':');
-
-    if (colon == NULL)
-        usage();
-    *colon = '\0';
-    option.peer.sin_family = AF_INET;
-    option.peer.sin_port = htons((uint16_t)number(colon + 1, 1, 65535));
-    if (inet_pton(AF_INET, text, &option.peer.sin_addr) != 1)
-        usage();
 }
 
 static enum round_trip parse_round_trip(const char *text)
@@ -597,7 +507,7 @@ static void parse_options(int argc, char **argv)
 
     while ((name = getopt_long(argc, argv, "", names, NULL)) != -1) {
         switch (name) {
-        case 'c': parse_peer(optarg); break;
+        case 'c': parse_peer(optarg, &option.peer); break;
         case 's': option.suite = optarg; break;
         case 'n': option.clients = number(optarg, 1, CLIENTS_MAX); break;
         case 'N': option.count = number(optarg, 1, COUNT_MAX); break;
@@ -632,7 +542,7 @@ int main(int argc, char **argv)
 
     memset(run.payload, 'x', PAYLOAD_BYTES);
     run.payload[PAYLOAD_BYTES - 1] = '\n';
-    run.context = make_context();
+    run.context = make_context(option.suite, option.tls13);
     run.epoll = epoll_create1(EPOLL_CLOEXEC);
     run.connections = calloc(slots(), sizeof *run.connections);
     run.latencies_us = calloc(option.count, sizeof *run.latencies_us);

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from bench.measure import MemorySample, Results, Sample
 from bench.plan import MEMORY_TARGET_BYTES, SUITES, Case, Plan, Suite, Work
@@ -25,6 +26,15 @@ def render(plan: Plan, results: Results, machine: Mapping[str, str], versions: M
         _memory_section(plan, results),
     ]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
+
+
+def replace_part(path: Path, title: str, part: str) -> None:
+    """Put a part of the page, from its first-level heading to the next one or the end, in the place of the one before."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    before, _, after = f"\n{text}".partition(f"\n{title}\n")
+    _, found, rest = after.partition("\n# ")
+    parts = [before.strip("\n"), part.strip("\n"), f"# {rest}".strip("\n") if found else ""]
+    path.write_text("\n\n".join(each for each in parts if each) + "\n", encoding="utf-8")
 
 
 def summary(results: Results) -> Iterator[str]:

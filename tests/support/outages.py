@@ -1,7 +1,8 @@
-"""Brokers that go away, and that refuse for a while, each in the way that its kind can; what they confirmed they keep."""
+"""Brokers that go away, and that refuse for a while, each in the way that its kind can, and lose nothing that they have confirmed."""
 
 import abc
 import signal
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.support.backends import (
     RedisSubject,
     Subject,
 )
-from tests.support.servers import PASSWORD, USER, Certificates, MosquittoServer, wait_until
+from tests.support.servers import PASSWORD, USER, Certificates, MosquittoServer, program, wait_until
 
 __all__ = ["TROUBLES", "Trouble"]
 
@@ -54,19 +55,36 @@ class Trouble(abc.ABC):
         return self.subject.fetch()
 
 
-class _LastingMosquitto(MosquittoServer):
-    """Mosquitto that writes what it holds to its disk when it ends, which it does by SIGTERM: a killed one loses what it
-    has confirmed.
+READER = "reader"
+
+
+class _ReaderFirst(MosquittoServer):
+    """Mosquitto that, started again, lets the gateway in only after its reader: a session does not outlive this broker
+    (version 2.0.11 with persistence forgets those of MQTT 5), and what comes while nobody has subscribed is dropped.
     """
 
     may_publish = True
 
     def command(self) -> list[str]:
         command = super().command()
-        with (self.folder / "mosquitto.conf").open("a") as config:
-            config.write(f"persistence true\npersistence_location {self.folder}/\n")
         self._write_access()
+        self._add_reader()
+        with (self.folder / "mosquitto.conf").open("a") as config:
+            config.write("max_inflight_messages 0\n")  # so that what is confirmed has been passed on
+        self._everyone = self._passwords.read_text()
+        self._passwords.write_text(self._everyone.splitlines()[-1] + "\n")
         return command
+
+    def let_all_in(self) -> None:
+        """The reader has subscribed."""
+        self._passwords.write_text(self._everyone)
+        self._reload()
+
+    def allow(self, *, publish: bool) -> None:
+        """Change who may publish, for clients that are connected too."""
+        self.may_publish = publish
+        self._write_access()
+        self._reload()
 
     def stop(self) -> None:
         if self._process is not None:
@@ -74,10 +92,15 @@ class _LastingMosquitto(MosquittoServer):
             self._process.wait(20)
         super().stop()
 
-    def allow(self, *, publish: bool) -> None:
-        """Change who may publish, for clients that are connected too."""
-        self.may_publish = publish
-        self._write_access()
+    @property
+    def _passwords(self) -> Path:
+        return self.folder / "passwords"
+
+    def _add_reader(self) -> None:
+        tool = program("mosquitto_passwd")
+        subprocess.run([tool, "-b", self._passwords, READER, PASSWORD], check=True, capture_output=True)
+
+    def _reload(self) -> None:
         assert self._process is not None
         reloads = self._reloads()
         self._process.send_signal(signal.SIGHUP)
@@ -87,48 +110,41 @@ class _LastingMosquitto(MosquittoServer):
         return self.log_path.read_text().count("Reloading config")
 
     def _write_access(self) -> None:
-        # A rule of a user is not found for a session without its client, and what comes for it would be dropped.
         rights = "readwrite" if self.may_publish else "read"
         (self.folder / "acl").write_text(f"pattern {rights} #\n")
 
 
-class _LastingReader:
-    """A subscriber whose session at the broker outlives both ends of the connection."""
-
-    _reader: Any = None
-    seen: list[Arrived]
+class _ConnectedReader:
+    """A subscriber that connects again by itself."""
 
     def _begin_reader(self: Any) -> None:
         import paho.mqtt.client as mqtt
         from paho.mqtt.enums import CallbackAPIVersion
-        from paho.mqtt.packettypes import PacketTypes
-        from paho.mqtt.properties import Properties
 
-        if self._reader is not None:
-            return  # it connects again by itself
-        subscribed = threading.Event()
-        reader = mqtt.Client(CallbackAPIVersion.VERSION2, f"reader-{self.place}", protocol=mqtt.MQTTv5)
-        reader.username_pw_set(USER, PASSWORD)
-        reader.reconnect_delay_set(1, 1)
-        reader.on_connect = lambda client, *_: client.subscribe(f"{self.place}/#", 1)
-        reader.on_subscribe = lambda *_: subscribed.set()
-        reader.on_message = lambda _client, _userdata, got: self.seen.append(self._read(got))
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
-        properties.SessionExpiryInterval = 3600
-        reader.connect("127.0.0.1", self.server.port, properties=properties)
-        reader.loop_start()
-        assert subscribed.wait(10)
-        self._reader = reader
+        if self._reader is None:
+            self._subscribed = threading.Event()
+            reader = mqtt.Client(CallbackAPIVersion.VERSION2, f"reader-{self.place}", protocol=mqtt.MQTTv5)
+            reader.username_pw_set(READER, PASSWORD)
+            reader.reconnect_delay_set(1, 1)
+            reader.on_connect = lambda client, *_: client.subscribe(f"{self.place}/#", 1)
+            reader.on_subscribe = lambda *_: self._subscribed.set()
+            reader.on_message = lambda _client, _userdata, got: self.seen.append(self._read(got))
+            reader.connect("127.0.0.1", self.server.port)
+            reader.loop_start()
+            self._reader = reader
+        assert self._subscribed.wait(10)
+        self.server.let_all_in()
 
     def stop(self: Any) -> None:
+        self._subscribed.clear()
         self.server.stop()
 
 
-class _Mqtt5(_LastingReader, MqttSubject):
+class _Mqtt5(_ConnectedReader, MqttSubject):
     pass
 
 
-class _Mqtt3(_LastingReader, Mqtt3Subject):
+class _Mqtt3(_ConnectedReader, Mqtt3Subject):
     pass
 
 
@@ -140,7 +156,7 @@ class MqttTrouble(Trouble):
     def __init__(self, folder: Path, certificates: Certificates) -> None:
         super().__init__(folder, certificates)
         self.subject = self.subject_type(folder, certificates)
-        self._server = _LastingMosquitto(folder / "mosquitto", certificates)
+        self._server = _ReaderFirst(folder / "mosquitto", certificates)
         self.subject.server = self._server
 
     def refuse(self) -> None:

@@ -199,7 +199,7 @@ class TestKafka:
     def kafka(self, tmp_path: Path, certificates: Certificates) -> Iterator[KafkaSubject]:
         subject = begun("kafka", tmp_path, certificates)
         yield subject
-        subject.stop()
+        subject.server.stop()
 
     def test_too_large(self, kafka: KafkaSubject) -> None:
         receipt = deliver(kafka.settings(), message(1), message(2, payload=bytes(2_000_000)), message(3))
