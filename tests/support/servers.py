@@ -208,8 +208,10 @@ class Server(abc.ABC):
     def freeze(self) -> None:
         """Let it take no CPU time: connections stay, nothing is answered."""
         assert self._process is not None
-        for each in self._family(self._process):
+        family = self._family(self._process)
+        for each in family:
             each.suspend()
+        wait_until(lambda: all(map(_stands_still, family)), 10, "a stop of all threads")
 
     def thaw(self) -> None:
         """Let it go on."""
@@ -234,6 +236,15 @@ class Server(abc.ABC):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _stands_still(process: psutil.Process) -> bool:
+    """Each thread takes the signal for itself, after a while on a busy machine."""
+    states = [
+        stat.read_text().rpartition(")")[2].split()[0]
+        for stat in Path(f"/proc/{process.pid}/task").glob("*/stat")
+    ]
+    return all(state in "TZX" for state in states)
 
 
 def _connects(port: int) -> bool:
