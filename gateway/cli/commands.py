@@ -1,19 +1,23 @@
-"""send-command: a command to a connected device, or kept until it connects."""
+"""send-, list- and cancel-command(s): to a connected device, or kept until it connects."""
 
+import base64
 import datetime as dt
 import os
 import re
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gateway.cli.live import ask
 from gateway.cli.options import ConfigOption, JsonOption, RealmOption, load_settings, open_registry
-from gateway.cli.output import print_json, rfc3339
+from gateway.cli.output import print_json, print_table, rfc3339
 from gateway.errors import ControlError
+
+if TYPE_CHECKING:
+    from gateway.registry.commands import WaitingCommand
 
 __all__ = ["app"]
 
@@ -90,6 +94,68 @@ def send_command(
         print_json(document)
     else:
         print(done)
+
+
+@app.command(rich_help_panel=PANEL)
+def list_commands(
+    *,
+    realm: Annotated[
+        str | None, typer.Option(metavar="REALM", help="Only for devices of this realm.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Only for devices of this name.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(metavar="NUMBER", min=1, max=100_000, help="How many at most, the oldest first.")
+    ] = 1000,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List commands that wait in the registry until their device connects."""
+    with open_registry(load_settings(config)) as registry:
+        waiting = registry.waiting_commands(realm=realm, device=device, limit=limit)
+    if as_json:
+        print_json([_document(command) for command in waiting])
+    else:
+        columns = ("command", "realm", "device", "bytes", "queued", "expires")
+        print_table(columns, [_row(command) for command in waiting])
+
+
+@app.command(rich_help_panel=PANEL)
+def cancel_command(
+    command: Annotated[str, typer.Argument(metavar="COMMAND", help="Its id, as `list-commands` shows it.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a command wait no longer. One that is under way to its device just now may still arrive."""
+    with open_registry(load_settings(config)) as registry:
+        registry.cancel_command(command)
+    if as_json:
+        print_json({"command": command, "state": "cancelled"})
+    else:
+        print(f"Cancelled {command}.")
+
+
+def _document(command: "WaitingCommand") -> dict[str, object]:
+    return {
+        "command": command.command_id,
+        "realm": command.realm,
+        "device": command.device,
+        "created_at": rfc3339(command.created_at),
+        "expires_at": rfc3339(command.expires_at),
+        "payload_base64": base64.b64encode(command.payload).decode(),
+    }
+
+
+def _row(command: "WaitingCommand") -> tuple[str | None, ...]:
+    return (
+        command.command_id,
+        command.realm,
+        command.device,
+        str(len(command.payload)),
+        rfc3339(command.created_at),
+        rfc3339(command.expires_at),
+    )
 
 
 def _send(  # noqa: PLR0917 -- what a command has

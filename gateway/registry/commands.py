@@ -7,23 +7,27 @@ removal a device that connects elsewhere may get it once more: its id tells.
 
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Connection, delete, func, insert, or_, select
 
 from gateway.errors import RegistryRefused
 from gateway.registry import schema
-from gateway.registry.ledger import note_change
+from gateway.registry.ledger import Entry, Ledger, note_change
 from gateway.registry.records import CommandRecord
 
 __all__ = [
     "PAYLOAD_BYTES_MAX",
     "WAITING_PER_DEVICE_MAX",
+    "WaitingCommand",
     "add_command",
+    "cancel_command",
     "command_pages",
     "commands_of_devices",
     "remove_commands",
     "remove_expired_commands",
+    "waiting_commands",
 ]
 
 PAYLOAD_BYTES_MAX: Final = 65_535
@@ -33,6 +37,18 @@ WAITING_PER_DEVICE_MAX: Final = 100
 _PAGE_ROWS: Final = 500
 _RANGES_PER_STATEMENT: Final = 100
 _EXPIRED_PER_CALL: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingCommand:
+    """A command that waits, as an operator sees it."""
+
+    realm: str
+    device: str
+    command_id: str
+    payload: bytes
+    created_at: dt.datetime
+    expires_at: dt.datetime
 
 
 def add_command(
@@ -72,6 +88,55 @@ def add_command(
             created_at=created_at,
             expires_at=expires_at,
         )
+    )
+
+
+def waiting_commands(
+    connection: Connection, now: dt.datetime, *, realm: str | None, device: str | None, limit: int
+) -> list[WaitingCommand]:
+    """Those that wait and have not expired, the oldest first, all or those of a realm or of a device's name."""
+    commands, devices, realms = schema.commands.c, schema.devices.c, schema.realms.c
+    query = (
+        select(
+            realms.name,
+            devices.name,
+            commands.command_id,
+            commands.payload,
+            commands.created_at,
+            commands.expires_at,
+        )
+        .join(schema.devices, devices.id == commands.device_id)
+        .join(schema.realms, realms.id == devices.realm_id)
+        .where(commands.expires_at > now)
+        .order_by(commands.id)
+        .limit(limit)
+    )
+    if realm is not None:
+        query = query.where(realms.name == realm)
+    if device is not None:
+        query = query.where(devices.name == device)
+    return [WaitingCommand(*row) for row in connection.execute(query)]
+
+
+def cancel_command(connection: Connection, ledger: Ledger, command_id: str) -> None:
+    """Let a command wait no longer. One that is under way to its device just now may still arrive.
+
+    Raises RegistryRefused: none with this id waits.
+    """
+    commands, devices, realms = schema.commands.c, schema.devices.c, schema.realms.c
+    row = connection.execute(
+        select(commands.id, commands.device_id, realms.name, devices.name)
+        .join(schema.devices, devices.id == commands.device_id)
+        .join(schema.realms, realms.id == devices.realm_id)
+        .where(commands.command_id == command_id)
+    ).first()
+    if row is None:
+        raise RegistryRefused(f"no command {command_id} waits: see `gatewayctl list-commands`")
+    number, device_id, realm, device = row
+    connection.execute(delete(schema.commands).where(commands.id == number))
+    detail = {"command": command_id}
+    ledger.record(
+        connection, Entry("device", device_id, device_id, "cancel-command", f"{realm}/{device}", detail)
     )
 
 

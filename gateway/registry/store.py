@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine
 
 from gateway.registry import audit, credentials, devices, identities, realms, usage
 from gateway.registry.audit import AuditFilter, AuditReport, AuditRow, Head
+from gateway.registry.commands import WaitingCommand, cancel_command, waiting_commands
 from gateway.registry.credentials import NewCredential, RotatedKey
 from gateway.registry.database import make_engine, read, write
 from gateway.registry.devices import AddedDevice, DeviceChanges, NewDevice, unknown_device
@@ -251,6 +252,34 @@ class Registry:
                 connection, self._books, realm, name, command_id, payload, ttl
             )
         )
+
+    def waiting_commands(
+        self, *, realm: str | None = None, device: str | None = None, limit: int
+    ) -> list[WaitingCommand]:
+        """Commands that wait for their device, the oldest first.
+
+        Args:
+            realm: only of this one.
+            device: only for devices of this name.
+            limit: how many at most.
+
+        Raises:
+            RegistryRefused: there is no such realm.
+
+        """
+        with read(self._opened()) as connection:
+            if realm is not None:
+                known_realm(connection, realm)
+            return waiting_commands(connection, self._books.now(), realm=realm, device=device, limit=limit)
+
+    def cancel_command(self, command_id: str) -> None:
+        """Let a command wait no longer.
+
+        Raises:
+            RegistryRefused: none with this id waits.
+
+        """
+        self._write(lambda connection: cancel_command(connection, self._books, command_id))
 
     def devices(
         self, wanted: DeviceFilter | None = None, *, limit: int = PAGE_DEVICES, after: int = 0

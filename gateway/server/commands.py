@@ -2,7 +2,7 @@
 
 Theory of operation. A command is framed into one live session and is delivered when the device's TCP has acknowledged
 every byte of it: until then it may be lost with the connection. What is under way is looked at every POLL_S, by asking
-the kernel how much of the connection is not acknowledged; nothing is asked while nothing is under way.
+the kernel how much of the connection is acknowledged; nothing is asked while nothing is under way.
 
 Two kinds come here. One that an operator or a broker sends names a session and is reported once, whatever becomes of
 it. One that waits in the registry is found in the replica, when its device connects or when the device changes; of

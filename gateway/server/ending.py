@@ -2,23 +2,38 @@
 
 import asyncio
 import enum
-import fcntl
+import socket
 import struct
-import termios
+from asyncio.trsock import TransportSocket
 from typing import Final
 
 from gateway.net.stream import Stream
 from gateway.server.services import Services
 from gateway.tls.session import ServerSession
 
-__all__ = ["STOP_S", "EndingConnection", "Phase"]
+__all__ = ["STOP_S", "EndingConnection", "Phase", "acknowledged_bytes"]
 
 LINGER_S: Final = 2.0
 """How long a peer may take to read the end of a session before its connection is cut."""
 STOP_S: Final = 0.2
 """How long a session that the gateway ends may take to settle what is under way."""
 
-_INT: Final = struct.Struct("i")
+_U64: Final = struct.Struct("=Q")
+_BYTES_ACKED_AT: Final = 120
+"""tcpi_bytes_acked in struct tcp_info (linux/tcp.h), which only grows at its end."""
+_TCP_INFO_BYTES: Final = _BYTES_ACKED_AT + _U64.size
+
+
+def acknowledged_bytes(sock: socket.socket | TransportSocket) -> int:
+    """How many bytes the peer's TCP has acknowledged since the connection was accepted, its end counted as one.
+
+    What waits to be sent would tell the same while the connection lives; but a reset throws that away, and does not
+    count here. Raises OSError when the socket is closed.
+    """
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    (acknowledged,) = _U64.unpack_from(info, _BYTES_ACKED_AT)
+    assert isinstance(acknowledged, int)
+    return acknowledged
 
 
 class Phase(enum.Enum):
@@ -98,13 +113,10 @@ class EndingConnection(asyncio.BufferedProtocol):
         """Whether the device's TCP has acknowledged everything up to `mark`; None when the connection is gone."""
         if self.phase is Phase.GONE or self._transport is None:
             return None
-        waiting = self._transport.get_write_buffer_size()
-        sock = self._transport.get_extra_info("socket")
         try:
-            (unacknowledged,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
+            return acknowledged_bytes(self._transport.get_extra_info("socket")) >= mark
         except OSError:  # closed, and we are told of it in a moment
             return None
-        return bool(self._transmitted - waiting - unacknowledged >= mark)
 
     # Inside
 

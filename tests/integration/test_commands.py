@@ -1,5 +1,6 @@
 """The way back: commands to connected devices, and to those that connect later, wherever that is."""
 
+import base64
 import json
 import sqlite3
 import threading
@@ -219,6 +220,38 @@ class TestQueued:
         with RawDevice(gateway.port(), device) as raw:
             assert raw.receive_line().endswith(b" fits")
         gateway.wait_for_event("command_unfit", device=device.identity)
+
+    def test_listed_and_cancelled(self, gateway: Gateway) -> None:
+        device = new_device(gateway)
+
+        def queue(text: str) -> str:
+            shown = gateway.ctl("send-command", device.identity, text, "--queue", "--json", "--ttl", "1h")
+            return str(json.loads(shown.stdout)["command"])
+
+        def listed(*args: str) -> list[dict[str, str]]:
+            found = json.loads(gateway.ctl("list-commands", "--json", *args).stdout)
+            assert isinstance(found, list)
+            return found
+
+        first, second = queue("first"), queue("second")
+        found = listed("--device", device.identity, "--realm", "default")
+        assert [each["command"] for each in found] == [first, second]
+        assert base64.b64decode(found[0]["payload_base64"]) == b"first"
+        assert found[0]["created_at"] < found[0]["expires_at"]
+        assert {first, second} <= {each["command"] for each in listed()}
+        assert first in gateway.ctl("list-commands", "--device", device.identity).stdout
+        assert gateway.ctl("cancel-command", first).stdout == f"Cancelled {first}.\n"
+        assert [each["command"] for each in listed("--device", device.identity)] == [second]
+        again = gateway.ctl("cancel-command", first, check=False)
+        assert (again.returncode, "see `gatewayctl list-commands`" in again.stderr) == (1, True)
+        time.sleep(0.7)
+        with RawDevice(gateway.port(), device) as raw:
+            assert raw.receive_line() == f"command {second} second".encode()
+        wait_for(lambda: listed("--device", device.identity) == [], what="nothing more that waits")
+
+    def test_listed_of_an_unknown_realm(self, gateway: Gateway) -> None:
+        done = gateway.ctl("list-commands", "--realm", "nowhere", check=False)
+        assert (done.returncode, done.stderr.startswith("error: ")) == (1, True)
 
     def test_an_unknown_device(self, gateway: Gateway) -> None:
         done = gateway.ctl("send-command", "nobody", "x", "--queue", check=False)
