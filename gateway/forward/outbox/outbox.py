@@ -10,15 +10,14 @@ A commit takes everything that waits, up to a bound, and is followed by the next
 after COMMIT_INTERVAL_S. So a message that comes alone is committed alone and at once, and under load commits are few
 and large. Deletions ride along with the next commit; without one they wait DELETE_DELAY_S.
 
-`ready` holds the groups behind those that are out, without a gap. When it is full, what is committed next is not kept
-(`behind`), and from then on groups come from the file until the reader has caught up. So memory is bounded, however long
-the backend is away, and nothing is read while it is well.
+What waits for the deliverer is kept in memory as far as it may (`queue`), and the rest is read from the file when it is its
+turn. So memory is bounded, however long the backend is away, and nothing is read while it is well.
 """
 
 import asyncio
 import contextlib
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,8 +30,10 @@ from gateway.errors import SpoolDamaged, SpoolError, SpoolFull
 from gateway.forward.delivery import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX
 from gateway.forward.framed import Answer
 from gateway.forward.message import Message
+from gateway.forward.outbox.contents import Contents
 from gateway.forward.outbox.folder import Claim
-from gateway.forward.outbox.store import WEIGHT, DeadLetter, Device, Group, SpoolStore, Summary, weigh
+from gateway.forward.outbox.queue import DeliveryQueue
+from gateway.forward.outbox.store import DeadLetter, Group, SpoolStore, Summary
 from gateway.forward.settings import SpoolSettings
 from gateway.forward.window import Window
 from gateway.wire.framing import Reason
@@ -107,18 +108,9 @@ class Outbox:
         self._idle.set()
         self._closing = False
 
-        self._ready: deque[Group] = deque()
-        self._ready_weight = 0
-        self._out: deque[Group] = deque()
-        self._behind = False
-        self._loaded_through = 0
+        self._queue = DeliveryQueue(limits.ready_weight_max)
         self._arrived = asyncio.Event()
-
-        self._held: Counter[Device] = Counter()
-        self._weight = 0
-        self._messages = 0
-        self._dead_weight = 0
-        self._dead_count = 0
+        self._contents = Contents(limits.weight_max, limits.device_weight_max)
 
     # What is in it
 
@@ -130,23 +122,22 @@ class Outbox:
     @property
     def messages(self) -> int:
         """Committed, or about to be, and not settled."""
-        return self._messages
+        return self._contents.messages
 
     @property
     def weight(self) -> int:
         """Of its messages and its dead letters."""
-        return self._weight + self._dead_weight
+        return self._contents.weight
 
     @property
     def dead_count(self) -> int:
         """How many dead letters it keeps."""
-        return self._dead_count
+        return self._contents.dead_letters
 
     @property
     def oldest(self) -> float | None:
         """Since when the first message that is not settled waits, Unix seconds."""
-        first = self._out or self._ready
-        return first[0].since if first else None
+        return self._queue.since
 
     @property
     def damaged_messages(self) -> int:
@@ -167,8 +158,8 @@ class Outbox:
             self._thread.shutdown(wait=False)
             self._claim.release()
             raise
-        self._count(summary)
-        self._behind = summary.messages > 0
+        self._contents.reset(summary)
+        self._queue.is_behind = summary.messages > 0
         if summary.messages or summary.dead_letters:
             log.info(
                 "spool_found",
@@ -212,21 +203,12 @@ class Outbox:
 
     def submit(self, message: Message, done: Answer) -> None:
         """Take a message, and answer when it is on the disk, or why it is not."""
-        device = (message.realm, message.device)
-        weight = len(message.payload) + WEIGHT
-        held = self._held[device]
         if self._closing:
             self._loop.call_soon(done, Reason.STOPPING)
-        elif (
-            self._weight + self._dead_weight + weight > self._limits.weight_max
-            or (held and held + weight > self._limits.device_weight_max)
-            or not self._window.add(message)
-        ):
+        elif not self._contents.has_room(message) or not self._window.add(message):
             self._loop.call_soon(done, Reason.FULL)
         else:
-            self._held[device] = held + weight
-            self._weight += weight
-            self._messages += 1
+            self._contents.add(message)
             self._waiting.append((message, done))
             if not self._busy and len(self._waiting) in (1, self._limits.group_messages_max):
                 self._commit_next()
@@ -292,7 +274,7 @@ class Outbox:
         wait_s = DELETE_DELAY_S
         if (exc := job.exception()) is not None:
             if group is not None:
-                self._forget(group)
+                self._contents.remove(group)
             self._delete_through = max(self._delete_through, delete_through)
             self._dead = dead + self._dead
             reason, wait_s = self._commit_failed(exc), FULL_RETRY_S
@@ -313,7 +295,7 @@ class Outbox:
     def _shrink_sometimes(self) -> None:
         """After an outage the file is large, and nothing is in it."""
         now = self._loop.time()
-        if not self._messages and now >= self._shrink_at and self._thread is not None:
+        if not self._contents.messages and now >= self._shrink_at and self._thread is not None:
             self._shrink_at = now + SHRINK_INTERVAL_S
             self._thread.submit(self._store.shrink)
 
@@ -322,13 +304,13 @@ class Outbox:
         assert self._thread is not None
         if isinstance(exc, SpoolFull):
             self._log_failure("spool_disk_full", exc)
-            if self._messages == len(self._waiting) and not self._dead_count:
+            if self._contents.messages == len(self._waiting) and not self._contents.dead_letters:
                 self._thread.submit(self._store.start_over)
             else:
                 self._thread.submit(self._store.make_room)
             return Reason.FULL
         if isinstance(exc, SpoolDamaged):
-            job = self._loop.run_in_executor(self._thread, self._store.recover, self._loaded_through)
+            job = self._loop.run_in_executor(self._thread, self._store.recover, self._queue.loaded_through)
             job.add_done_callback(lambda done: self._recovered(exc, done))
         elif isinstance(exc, SpoolError):
             self._log_failure("spool_failed", exc)
@@ -347,32 +329,19 @@ class Outbox:
 
     async def next_groups(self) -> list[Group]:
         """Wait for groups to deliver: the next in order, a batch full. They are out until they are settled."""
-        while not self._ready:
-            if self._behind:
+        while not self._queue:
+            if self._queue.is_behind:
                 await self._load()
             else:
                 self._arrived.clear()
                 await self._arrived.wait()
-        groups = [self._ready.popleft()]
-        messages, weight = len(groups[0].messages), groups[0].weight
-        while self._ready:
-            messages += len(self._ready[0].messages)
-            weight += self._ready[0].weight
-            if messages > BATCH_MESSAGES_MAX or weight > BATCH_BYTES_MAX:
-                break
-            groups.append(self._ready.popleft())
-        self._ready_weight -= sum(group.weight for group in groups)
-        self._out.extend(groups)
-        return groups
+        return self._queue.take()
 
     def settled(self, group: Group, dead: Sequence[DeadLetter] = ()) -> None:
         """All messages of the first group that is out are delivered, or `dead`."""
-        first = self._out.popleft()
-        assert first is group, "groups are settled in order"
-        self._forget(group)
-        for letter in dead:
-            self._dead_weight += weigh(letter.message)
-        self._dead_count += len(dead)
+        self._queue.settled(group)
+        self._contents.remove(group)
+        self._contents.add_dead(dead)
         self._delete_through = group.number
         self._dead.extend(dead)
         if not self._busy and self._timer is None:
@@ -380,19 +349,11 @@ class Outbox:
 
     def give_back(self) -> None:
         """What is out will not be delivered by who took it: it is the next again."""
-        while self._out:
-            group = self._out.pop()
-            self._ready.appendleft(group)
-            self._ready_weight += group.weight
+        self._queue.give_back()
 
     def _arrive(self, group: Group) -> None:
-        """A group is in the file: keep it for the deliverer, if there is room."""
-        if not self._behind and self._ready_weight < self._limits.ready_weight_max:
-            self._ready.append(group)
-            self._ready_weight += group.weight
-            self._loaded_through = group.number
-        else:
-            self._behind = True
+        """A group is in the file."""
+        self._queue.arrive(group)
         self._arrived.set()
 
     async def _load(self) -> None:
@@ -400,7 +361,7 @@ class Outbox:
         damaged = self._store.damaged_messages
         try:
             groups = await self._in_thread(
-                self._store.read, self._loaded_through, self._limits.ready_weight_max // 2
+                self._store.read, self._queue.loaded_through, self._limits.ready_weight_max // 2
             )
         except SpoolDamaged as exc:
             self._recount(await self._recover(exc))
@@ -409,26 +370,10 @@ class Outbox:
             self._log_failure("spool_unreadable", exc)
             await asyncio.sleep(FULL_RETRY_S)
             return
-        self._ready.extend(groups)
-        self._ready_weight += sum(group.weight for group in groups)
-        if groups:
-            self._loaded_through = groups[-1].number
-        else:
-            self._behind = False
+        self._queue.load(groups)
         if lost := self._store.damaged_messages - damaged:
             log.error("spool_messages_damaged", spool=self.name, messages=lost, kept="in the table `damaged`")
-            self._recount(await self._in_thread(self._store.summary, self._loaded_through))
-
-    def _forget(self, group: Group) -> None:
-        self._messages -= len(group.messages)
-        self._weight -= group.weight
-        held = self._held
-        for device, weight in group.devices.items():
-            left = held[device] - weight
-            if left > 0:
-                held[device] = left
-            else:
-                del held[device]
+            self._recount(await self._in_thread(self._store.summary, self._queue.loaded_through))
 
     # Dead letters
 
@@ -439,32 +384,19 @@ class Outbox:
     async def retry(self, letters: Sequence[DeadLetter]) -> None:
         """Deliver these again, behind everything else."""
         group = await self._in_thread(self._store.requeue, letters, time.time())
-        self._removed_dead(letters)
-        self._messages += len(group.messages)
-        self._weight += group.weight
-        self._held.update(group.devices)
+        self._contents.remove_dead(letters)
+        self._contents.add_group(group)
         self._arrive(group)
 
     async def discard(self, letters: Sequence[DeadLetter]) -> None:
         """Forget these for good."""
         await self._in_thread(self._store.discard, letters)
-        self._removed_dead(letters)
-
-    def _removed_dead(self, letters: Sequence[DeadLetter]) -> None:
-        self._dead_count -= len(letters)
-        self._dead_weight -= sum(weigh(letter.message) for letter in letters)
+        self._contents.remove_dead(letters)
 
     # Inside
 
-    def _count(self, summary: Summary) -> None:
-        self._held = Counter(summary.devices)
-        self._weight = summary.devices.total()
-        self._messages = summary.messages
-        self._dead_weight = summary.dead_weight
-        self._dead_count = summary.dead_letters
-
     async def _recover(self, exc: SpoolDamaged) -> Summary:
-        summary, aside = await self._in_thread(self._store.recover, self._loaded_through)
+        summary, aside = await self._in_thread(self._store.recover, self._queue.loaded_through)
         self._log_recovery(exc, summary, aside)
         return summary
 
@@ -478,16 +410,8 @@ class Outbox:
 
     def _recount(self, behind: Summary) -> None:
         """The file was damaged: what counts is in memory, or behind it in the file."""
-        self._count(behind)
-        for group in (*self._out, *self._ready):
-            self._messages += len(group.messages)
-            self._weight += group.weight
-            self._held.update(group.devices)
-        for message, _ in self._waiting:
-            self._messages += 1
-            self._weight += weigh(message)
-            self._held[message.realm, message.device] += weigh(message)
-        self._behind = True
+        self._contents.reset(behind, self._queue, (message for message, _ in self._waiting))
+        self._queue.is_behind = True
 
     def _log_recovery(self, exc: SpoolDamaged, summary: Summary, aside: Path) -> None:
         log.error(

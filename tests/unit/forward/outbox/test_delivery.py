@@ -178,13 +178,13 @@ def test_more_than_memory_holds_comes_from_the_file_in_order(run: Run, tmp_path:
                 scene.submit(delivery, *range(start, start + 50))
                 await until(lambda: len(scene.answers) == start + 49)  # noqa: B023 - awaited here
             assert delivery._own is not None
-            assert delivery._own._ready_weight <= 30 * (1 + WEIGHT)
+            assert delivery._own._queue.ready_weight <= 30 * (1 + WEIGHT)
             scene.backend.away = False
             for start in range(501, 1000, 50):
                 scene.submit(delivery, *range(start, start + 50))
                 await until(lambda: len(scene.answers) == start + 49)  # noqa: B023 - awaited here
             await until(lambda: not delivery.messages)
-            assert not delivery._own._behind
+            assert not delivery._own._queue.is_behind
         assert scene.backend.arrived == list(range(1, 1001))
 
     run(test())
