@@ -11,6 +11,7 @@ import argparse
 import getpass
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from bench.machine import describe_machine
 from bench.node import Gateway
 from bench.peers import Running, free_port, program, stopped_on_failure, wait_for_port
 from bench.plan import QUICK as SMALL_REGISTRY
-from bench.processes import Server, pinned, start_server
+from bench.processes import Server, machine_busy_s, pinned, start_server
 from bench.registry import REALM, prepare_node
 from bench.report import replace_part
 
@@ -38,6 +39,8 @@ _ROOT = _HERE.parent
 _BUILD = _HERE / "build"
 _START_S = 20.0
 _DELIVERED_S = 60.0
+_QUIET = 0.05
+"""Share of the machine that other programs may take."""
 _SETTLE_S = 0.2
 """Then what was delivered is also deleted from the spool."""
 _WINDOW = 200
@@ -352,7 +355,8 @@ rounds, the range in brackets. Ratios are medians of the rounds' ratios. {window
 unanswered at a time. The gateway has one worker, everything as shipped: spools with `sync = "full"`, files with `fsync = "batch"`, and a
 route, listener and backend for each row in one process. Mosquitto: QoS 1, `persistence true`, which dumps what it holds every
 half hour and when it ends, so what it acknowledges is in its memory alone; the subscriber has QoS 1 over PSK, on the generator's core.
-The generator never sleeps; where it is busy less than all the time, it was not the limit.
+The generator never sleeps; where it is busy less than all the time, it was not the limit. Programs outside of the benchmark took
+{others:.0%} of the machine meanwhile{verdict}.
 
 Target: spooled at most 1.0x of Mosquitto with one subscriber, 100 bytes.
 """
@@ -366,6 +370,12 @@ was due. With a slow fsync every fsync and fdatasync of the gateway takes 20 ms 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _own_s() -> float:
+    """CPU time of this program and of all that it has started and seen end."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _report(
@@ -418,6 +428,7 @@ def _run(scale: float, rounds: int) -> str:
     _BUILD.mkdir(exist_ok=True)
     cores = sorted(os.sched_getaffinity(0))
     servers, others = frozenset(cores[:-1] or cores), frozenset(cores[-1:])
+    began_s, busy_s, own_s = time.monotonic(), machine_busy_s(), _own_s()
     generator = Generator(compiled(_HERE / "messages.c", _BUILD, "-lssl", "-lcrypto"), others)
     slow = compiled(_HERE / "slow_fsync.c", _BUILD, "-shared", "-fPIC", "-ldl")
     with tempfile.TemporaryDirectory(prefix="bench-", dir=_BUILD) as scratch, ExitStack() as stack:
@@ -431,7 +442,16 @@ def _run(scale: float, rounds: int) -> str:
         with _gateway(folder / "slow", servers, others, preload=str(slow)) as slowed:
             rows = _latencies(generator, [each for each in slowed if each.name != "direct-http"], scale / 4)
             latency += [(f"{name}, slow fsync", *rest) for name, *rest in rows]
-    head = _HEAD.format(title=TITLE, quick=" `--quick`" if scale < 1 else "", rounds=rounds, window=_WINDOW)
+    others_s = machine_busy_s() - busy_s - (_own_s() - own_s)
+    share = max(0.0, others_s / (time.monotonic() - began_s) / len(cores))
+    head = _HEAD.format(
+        others=share,
+        verdict="" if share < _QUIET else ": it was not quiet, so rates are low and latencies are long",
+        title=TITLE,
+        quick=" `--quick`" if scale < 1 else "",
+        rounds=rounds,
+        window=_WINDOW,
+    )
     return _report(head, describe_machine(_ROOT), cpu, latency)
 
 

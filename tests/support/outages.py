@@ -126,7 +126,7 @@ class _ConnectedReader:
             reader = mqtt.Client(CallbackAPIVersion.VERSION2, f"reader-{self.place}", protocol=mqtt.MQTTv5)
             reader.username_pw_set(READER, PASSWORD)
             reader.reconnect_delay_set(1, 1)
-            reader.on_connect = lambda client, *_: client.subscribe(f"{self.place}/#", 1)
+            reader.on_connect = lambda client, *_: client.subscribe(f"{self.place}/#", 0)  # nothing to write
             reader.on_subscribe = lambda *_: self._subscribed.set()
             reader.on_message = lambda _client, _userdata, got: self.seen.append(self._read(got))
             reader.connect("127.0.0.1", self.server.port)
