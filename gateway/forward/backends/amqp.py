@@ -10,26 +10,21 @@ A batch is published at once on one channel, and the confirms are awaited togeth
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from gateway.errors import BackendUnavailable
 from gateway.forward.backends.broker import (
+    BrokerSettings,
     BrokerUrl,
-    CredentialSettings,
-    Link,
     Outcomes,
-    TlsSettings,
     event_attributes,
     os_error_text,
-    parse_broker_url,
     plain,
-    render_all,
-    require_library,
 )
+from gateway.forward.backends.publishing import BrokerSink
 from gateway.forward.message import Message
-from gateway.forward.receipt import Receipt
 from gateway.forward.template import Rules, Template
 
 if TYPE_CHECKING:
@@ -40,8 +35,13 @@ __all__ = ["AmqpBackend", "AmqpSettings"]
 ROUTING_KEY_RULES = Rules("routing key", separators=".*#", bytes_max=255)
 
 
-class AmqpSettings(CredentialSettings, TlsSettings):
+class AmqpSettings(BrokerSettings):
     """`[backends.NAME]` with `kind = "amqp"`."""
+
+    library = "aio_pika"
+    extra = "amqp"
+    ports: ClassVar = {"amqp": 5672, "amqps": 5671}
+    path_allowed = True
 
     kind: Literal["amqp"]
     url: Annotated[
@@ -64,25 +64,11 @@ class AmqpSettings(CredentialSettings, TlsSettings):
         str,
         Field(min_length=1, max_length=255, description="Routing key; a template. Values may not hold . * #"),
     ]
-    connect_timeout_s: Annotated[
-        float, Field(gt=0, le=300, description="Seconds that a connection may take, TLS and login included.")
-    ] = 10.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        require_library("aio_pika", "amqp")
-        try:
-            address = self.address
-        except ValueError as exc:
-            raise ValueError(f"url {exc}") from None
-        self.check_tls_is_used(uses_tls=address.scheme == "amqps", how="amqps:// in url")
         Template(self.routing_key, ROUTING_KEY_RULES)
         return self
-
-    @property
-    def address(self) -> BrokerUrl:
-        """The URL taken apart."""
-        return parse_broker_url(self.url, {"amqp": 5672, "amqps": 5671}, path_allowed=True)
 
 
 class _Connection(NamedTuple):
@@ -91,59 +77,40 @@ class _Connection(NamedTuple):
     exchange: "AbstractExchange"
 
 
-class AmqpBackend:
-    """The sink of one route in one process."""
+class AmqpBackend(BrokerSink[_Connection]):
+    """The sink of one route in one process; a connection has found its exchange."""
 
     def __init__(self, name: str, settings: AmqpSettings, content_type: str, _stdout_lock: Path) -> None:
-        self._name = name
+        template = Template(settings.routing_key, ROUTING_KEY_RULES)
+        super().__init__(name, settings, template, _disconnect, faults=_faults, explain=_explain)
         self._settings = settings
         self._content_type = content_type
-        self._routing_key = Template(settings.routing_key, ROUTING_KEY_RULES)
-        address = settings.address
-        self._link: Link[_Connection] = Link(
-            name,
-            self._connect,
-            _disconnect,
-            faults=_faults,
-            connect_timeout_s=settings.connect_timeout_s,
-            where=f"{address.host}:{address.port}",
-            secrets=[plain(settings.password), address.password],
-            explain=_explain,
-        )
 
-    async def open(self) -> None:
-        """Connect, log in, find the exchange. Raises BackendUnavailable."""
-        await self._link.open()
-
-    async def deliver(self, batch: Sequence[Message]) -> Receipt | None:
-        """Publish the batch, and await its confirms."""
-        outcomes = Outcomes(len(batch))
-        keys = render_all(self._routing_key, batch, outcomes)
-        waiting = outcomes.open
-        if not waiting:
-            return outcomes.receipt()
+    async def _publish(
+        self,
+        connection: _Connection,
+        batch: Sequence[Message],
+        places: Sequence[str],
+        outcomes: Outcomes,
+        some: Sequence[int],
+    ) -> BackendUnavailable | None:
         error: BackendUnavailable | None = None
-        async with self._link.use() as connection:
-            confirms = await asyncio.gather(
-                *(self._publish(connection, batch[index], keys[index]) for index in waiting),
-                return_exceptions=True,
-            )
-            for index, confirm in zip(waiting, confirms, strict=True):
-                if confirm is None:
-                    outcomes.safe(index)
-                elif isinstance(confirm, _faults()):
-                    error = error or self._link.unavailable(confirm)
-                else:
-                    raise confirm
-            if error is not None and connection.channel.is_closed:
-                self._link.drop(connection)
-        return outcomes.receipt(error)
+        confirms = await asyncio.gather(
+            *(self._publish_one(connection, batch[index], places[index]) for index in some),
+            return_exceptions=True,
+        )
+        for index, confirm in zip(some, confirms, strict=True):
+            if confirm is None:
+                outcomes.safe(index)
+            elif isinstance(confirm, _faults()):
+                error = error or self._link.unavailable(confirm)
+            else:
+                raise confirm
+        if error is not None and connection.channel.is_closed:
+            self._link.drop(connection)
+        return error
 
-    async def close(self) -> None:
-        """Close the connection. Closing twice is allowed."""
-        await self._link.close()
-
-    async def _publish(self, connection: _Connection, message: Message, routing_key: str) -> None:
+    async def _publish_one(self, connection: _Connection, message: Message, routing_key: str) -> None:
         from aio_pika import DeliveryMode, Message as AmqpMessage
 
         await connection.exchange.publish(

@@ -15,7 +15,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Generic, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, NamedTuple, Self, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
@@ -29,6 +29,7 @@ from gateway.wire.cloudevents import EVENT_TYPE
 
 __all__ = [
     "BackendModel",
+    "BrokerSettings",
     "BrokerUrl",
     "CredentialSettings",
     "FilePath",
@@ -141,6 +142,37 @@ class CredentialSettings(BackendModel):
     @classmethod
     def _user_is_required(cls) -> bool:
         return True
+
+
+class BrokerSettings(CredentialSettings, TlsSettings):
+    """One connection to a broker, by URL. A kind says which schemes it knows, and which library it needs."""
+
+    library: ClassVar[str]
+    extra: ClassVar[str]
+    ports: ClassVar[dict[str, int]]
+    """scheme -> default port; the second scheme is the one with TLS"""
+    path_allowed: ClassVar[bool] = False
+
+    url: Annotated[str, Field(min_length=1, repr=False)]
+    connect_timeout_s: Annotated[
+        float, Field(gt=0, le=300, description="Seconds that a connection may take, TLS and login included.")
+    ] = 10.0
+
+    @model_validator(mode="after")
+    def _check_url(self) -> Self:
+        require_library(self.library, self.extra)
+        try:
+            address = self.address
+        except ValueError as exc:
+            raise ValueError(f"url {exc}") from None
+        _, tls_scheme = self.ports
+        self.check_tls_is_used(uses_tls=address.scheme == tls_scheme, how=f"{tls_scheme}:// in url")
+        return self
+
+    @property
+    def address(self) -> "BrokerUrl":
+        """The URL taken apart."""
+        return parse_broker_url(self.url, self.ports, path_allowed=self.path_allowed)
 
 
 def plain(secret: Secret | None) -> str | None:

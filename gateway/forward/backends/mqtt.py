@@ -15,26 +15,20 @@ import secrets
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from gateway.errors import BackendUnavailable
 from gateway.forward.backends.broker import (
-    BrokerUrl,
-    CredentialSettings,
-    Link,
+    BrokerSettings,
     Outcomes,
-    TlsSettings,
     event_attributes,
     os_error_text,
-    parse_broker_url,
     plain,
-    render_all,
-    require_library,
 )
+from gateway.forward.backends.publishing import BrokerSink
 from gateway.forward.message import Message, encode_message
-from gateway.forward.receipt import Receipt
 from gateway.forward.template import Rules, Template
 from gateway.wire.cloudevents import payload_kind
 
@@ -62,8 +56,12 @@ large, payload format invalid. With the others, an operator or time can help.
 FAILURE: Final = 0x80
 
 
-class MqttSettings(CredentialSettings, TlsSettings):
+class MqttSettings(BrokerSettings):
     """`[backends.NAME]` with `kind = "mqtt"`."""
+
+    library = "aiomqtt"
+    extra = "mqtt"
+    ports: ClassVar = {"mqtt": 1883, "mqtts": 8883}
 
     kind: Literal["mqtt"]
     url: Annotated[
@@ -99,9 +97,6 @@ class MqttSettings(CredentialSettings, TlsSettings):
     keepalive_s: Annotated[
         int, Field(ge=5, le=65_535, description="Seconds of silence after which the connection is probed.")
     ] = 30
-    connect_timeout_s: Annotated[
-        float, Field(gt=0, le=300, description="Seconds that a connection may take, TLS and login included.")
-    ] = 10.0
     commands: Annotated[
         bool,
         Field(
@@ -112,19 +107,8 @@ class MqttSettings(CredentialSettings, TlsSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        require_library("aiomqtt", "mqtt")
-        try:
-            address = self.address
-        except ValueError as exc:
-            raise ValueError(f"url {exc}") from None
-        self.check_tls_is_used(uses_tls=address.scheme == "mqtts", how="mqtts:// in url")
         Template(self.topic, TOPIC_RULES)
         return self
-
-    @property
-    def address(self) -> BrokerUrl:
-        """The URL taken apart."""
-        return parse_broker_url(self.url, {"mqtt": 1883, "mqtts": 8883})
 
     @property
     def confirms(self) -> bool:
@@ -132,62 +116,42 @@ class MqttSettings(CredentialSettings, TlsSettings):
         return self.qos > 0
 
 
-class MqttBackend:
+class MqttBackend(BrokerSink["_Publisher"]):
     """The sink of one route in one process."""
 
     def __init__(self, name: str, settings: MqttSettings, content_type: str, _stdout_lock: Path) -> None:
-        self._name = name
+        template = Template(settings.topic, TOPIC_RULES)
+        super().__init__(name, settings, template, _disconnect, faults=_faults, explain=_explain)
         self._settings = settings
         self._content_type = content_type
         self._kind = payload_kind(content_type)
-        self._topic = Template(settings.topic, TOPIC_RULES)
-        address = settings.address
-        self._link: Link[_Publisher] = Link(
-            name,
-            self._connect,
-            _disconnect,
-            faults=_faults,
-            connect_timeout_s=settings.connect_timeout_s,
-            where=f"{address.host}:{address.port}",
-            secrets=[plain(settings.password), address.password],
-            explain=_explain,
-        )
 
-    async def open(self) -> None:
-        """Connect and log in. Raises BackendUnavailable."""
-        await self._link.open()
-
-    async def deliver(self, batch: Sequence[Message]) -> Receipt | None:
-        """Publish the batch, and await its acknowledgements."""
-        outcomes = Outcomes(len(batch))
-        topics = render_all(self._topic, batch, outcomes)
-        if not outcomes.open:
-            return outcomes.receipt()
+    async def _publish(
+        self,
+        connection: "_Publisher",
+        batch: Sequence[Message],
+        places: Sequence[str],
+        outcomes: Outcomes,
+        some: Sequence[int],
+    ) -> BackendUnavailable | None:
         error: BackendUnavailable | None = None
-        async with self._link.use() as publisher:
-            await publisher.publish_all(
-                [(index, topics[index], *self._packet(batch[index])) for index in outcomes.open],
-                qos=self._settings.qos,
-                retain=self._settings.retain,
-            )
-            for index, reason in publisher.acknowledged.items():
-                if reason < FAILURE:
-                    outcomes.safe(index)
-                elif reason in REFUSED_REASONS:
-                    outcomes.refuse(index, f"the broker refuses it: {_REASONS.get(reason, hex(reason))}")
-                else:
-                    text = _REASONS.get(reason, hex(reason))
-                    error = error or self._link.unavailable(
-                        RuntimeError(f"it does not take a message: {text}")
-                    )
-            if publisher.lost is not None:
-                error = error or self._link.unavailable(publisher.lost)
-                self._link.drop(publisher)
-        return outcomes.receipt(error)
-
-    async def close(self) -> None:
-        """Close the connection. Closing twice is allowed."""
-        await self._link.close()
+        await connection.publish_all(
+            [(index, places[index], *self._packet(batch[index])) for index in some],
+            qos=self._settings.qos,
+            retain=self._settings.retain,
+        )
+        for index, reason in connection.acknowledged.items():
+            text = _REASONS.get(reason, hex(reason))
+            if reason < FAILURE:
+                outcomes.safe(index)
+            elif reason in REFUSED_REASONS:
+                outcomes.refuse(index, f"the broker refuses it: {text}")
+            else:
+                error = error or self._link.unavailable(RuntimeError(f"it does not take a message: {text}"))
+        if connection.lost is not None:
+            error = error or self._link.unavailable(connection.lost)
+            self._link.drop(connection)
+        return error
 
     def _packet(self, message: Message) -> "tuple[bytes, Properties | None]":
         if self._settings.version != 5:  # noqa: PLR2004 -- the protocol's version

@@ -14,28 +14,22 @@ import errno
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 import msgspec
 from pydantic import Field, model_validator
 
 from gateway.errors import BackendUnavailable
 from gateway.forward.backends.broker import (
-    BrokerUrl,
-    CredentialSettings,
-    Link,
+    BrokerSettings,
     Outcomes,
-    TlsSettings,
     event_attributes,
     os_error_text,
-    parse_broker_url,
     percent_encoded,
     plain,
-    render_all,
-    require_library,
 )
+from gateway.forward.backends.publishing import BrokerSink
 from gateway.forward.message import Message
-from gateway.forward.receipt import Receipt
 from gateway.forward.secrets import Secret
 from gateway.forward.template import Rules, Template
 
@@ -54,8 +48,12 @@ SUBJECT_RULES = Rules(
 )
 
 
-class NatsSettings(CredentialSettings, TlsSettings):
+class NatsSettings(BrokerSettings):
     """`[backends.NAME]` with `kind = "nats"`."""
+
+    library = "nats"
+    extra = "nats"
+    ports: ClassVar = {"nats": 4222, "tls": 4222}
 
     kind: Literal["nats"]
     url: Annotated[
@@ -85,9 +83,6 @@ class NatsSettings(CredentialSettings, TlsSettings):
         Secret | None,
         Field(min_length=1, description="Token instead of user and password; or `token_file`."),
     ] = None
-    connect_timeout_s: Annotated[
-        float, Field(gt=0, le=300, description="Seconds that a connection may take, TLS and login included.")
-    ] = 10.0
     commands: Annotated[
         bool,
         Field(
@@ -98,21 +93,10 @@ class NatsSettings(CredentialSettings, TlsSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        require_library("nats", "nats")
-        try:
-            address = self.address
-        except ValueError as exc:
-            raise ValueError(f"url {exc}") from None
-        self.check_tls_is_used(uses_tls=address.scheme == "tls", how="tls:// in url")
-        if self.token and (self.username or address.username):
+        if self.token and (self.username or self.address.username):
             raise ValueError("token and a user name are given: keep one of the two")
         Template(self.subject, SUBJECT_RULES)
         return self
-
-    @property
-    def address(self) -> BrokerUrl:
-        """The URL taken apart."""
-        return parse_broker_url(self.url, {"nats": 4222, "tls": 4222})
 
     @property
     def confirms(self) -> bool:
@@ -126,56 +110,51 @@ class _Connection(NamedTuple):
     lost: "asyncio.Future[None]"
 
 
-class NatsBackend:
+class NatsBackend(BrokerSink[_Connection]):
     """The sink of one route in one process."""
 
     def __init__(self, name: str, settings: NatsSettings, content_type: str, _stdout_lock: Path) -> None:
-        self._name = name
-        self._settings = settings
-        self._content_type = percent_encoded(content_type)
-        self._subject = Template(settings.subject, SUBJECT_RULES)
-        address = settings.address
-        self._link: Link[_Connection] = Link(
+        super().__init__(
             name,
-            self._connect,
+            settings,
+            Template(settings.subject, SUBJECT_RULES),
             _disconnect,
             faults=_faults,
-            connect_timeout_s=settings.connect_timeout_s,
-            where=f"{address.host}:{address.port}",
-            secrets=[plain(settings.password), plain(settings.token), address.password],
             explain=_explain,
+            secrets=[plain(settings.token)],
         )
+        self._settings = settings
+        self._content_type = percent_encoded(content_type)
 
-    async def open(self) -> None:
-        """Connect and log in. Raises BackendUnavailable."""
-        await self._link.open()
-
-    async def deliver(self, batch: Sequence[Message]) -> Receipt | None:
-        """Publish the batch, and await its acknowledgements."""
-        outcomes = Outcomes(len(batch))
-        subjects = render_all(self._subject, batch, outcomes)
-        if not outcomes.open:
-            return outcomes.receipt()
-        async with self._link.use() as connection:
-            payload_max = connection.client.max_payload
-            for index in outcomes.open:
-                if len(batch[index].payload) + HEADERS_BYTES_MAX > payload_max:
-                    outcomes.refuse(index, f"it is longer than the server allows (max_payload {payload_max})")
-            send = self._send_acknowledged if self._settings.jetstream else self._send
-            error = await send(connection, batch, subjects, outcomes)
-        return outcomes.receipt(error)
-
-    async def close(self) -> None:
-        """Close the connection. Closing twice is allowed."""
-        await self._link.close()
+    async def _publish(
+        self,
+        connection: _Connection,
+        batch: Sequence[Message],
+        places: Sequence[str],
+        outcomes: Outcomes,
+        some: Sequence[int],
+    ) -> BackendUnavailable | None:
+        payload_max = connection.client.max_payload
+        fitting = []
+        for index in some:
+            if len(batch[index].payload) + HEADERS_BYTES_MAX > payload_max:
+                outcomes.refuse(index, f"it is longer than the server allows (max_payload {payload_max})")
+            else:
+                fitting.append(index)
+        send = self._send_acknowledged if self._settings.jetstream else self._send
+        return await send(connection, batch, places, outcomes, fitting)
 
     async def _send_acknowledged(
-        self, connection: _Connection, batch: Sequence[Message], subjects: list[str], outcomes: Outcomes
+        self,
+        connection: _Connection,
+        batch: Sequence[Message],
+        subjects: Sequence[str],
+        outcomes: Outcomes,
+        some: Sequence[int],
     ) -> BackendUnavailable | None:
         acknowledgements = connection.acknowledgements
-        waiting = outcomes.open
         acknowledgements.forget()
-        for index in waiting:
+        for index in some:
             message = batch[index]
             await connection.client.publish(
                 subjects[index],
@@ -196,16 +175,20 @@ class NatsBackend:
         return error
 
     async def _send(
-        self, connection: _Connection, batch: Sequence[Message], subjects: list[str], outcomes: Outcomes
-    ) -> BackendUnavailable | None:
-        for index in outcomes.open:
+        self,
+        connection: _Connection,
+        batch: Sequence[Message],
+        subjects: Sequence[str],
+        outcomes: Outcomes,
+        some: Sequence[int],
+    ) -> None:
+        for index in some:
             message = batch[index]
             await connection.client.publish(subjects[index], message.payload, headers=self._headers(message))
         # A flush that comes back says that the server has read everything before it.
         await connection.client.flush(timeout=FLUSH_S)
-        for index in outcomes.open:
+        for index in some:
             outcomes.safe(index)
-        return None
 
     def _headers(self, message: Message) -> dict[str, str]:
         headers = {f"ce-{key}": percent_encoded(value) for key, value in event_attributes(message).items()}

@@ -8,26 +8,20 @@ A batch is one pipeline on one connection: commands are answered in order, each 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from gateway.errors import BackendUnavailable
 from gateway.forward.backends.broker import (
-    BrokerUrl,
-    CredentialSettings,
-    Link,
+    BrokerSettings,
     Outcomes,
-    TlsSettings,
     event_attributes,
     os_error_text,
-    parse_broker_url,
     plain,
-    render_all,
-    require_library,
 )
+from gateway.forward.backends.publishing import BrokerSink
 from gateway.forward.message import Message
-from gateway.forward.receipt import Receipt
 from gateway.forward.template import Rules, Template
 
 if TYPE_CHECKING:
@@ -38,8 +32,13 @@ __all__ = ["RedisBackend", "RedisSettings"]
 STREAM_RULES = Rules("stream", separators=":{}", bytes_max=1024)
 
 
-class RedisSettings(CredentialSettings, TlsSettings):
+class RedisSettings(BrokerSettings):
     """`[backends.NAME]` with `kind = "redis"`."""
+
+    library = "redis"
+    extra = "redis"
+    ports: ClassVar = {"redis": 6379, "rediss": 6379}
+    path_allowed = True
 
     kind: Literal["redis"]
     url: Annotated[
@@ -67,19 +66,11 @@ class RedisSettings(CredentialSettings, TlsSettings):
             "A million of 100 bytes are about 300 MB.",
         ),
     ] = 1_000_000
-    connect_timeout_s: Annotated[
-        float, Field(gt=0, le=300, description="Seconds that a connection may take, TLS and login included.")
-    ] = 10.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        require_library("redis", "redis")
-        try:
-            address = self.address
-        except ValueError as exc:
-            raise ValueError(f"url {exc}") from None
-        self.check_tls_is_used(uses_tls=address.scheme == "rediss", how="rediss:// in url")
-        if address.path.strip("/") and not address.path.strip("/").isdecimal():
+        database = self.address.path.strip("/")
+        if database and not database.isdecimal():
             raise ValueError("url names a database that is no number: write redis://host:6379/0")
         Template(self.stream, STREAM_RULES)
         return self
@@ -88,69 +79,45 @@ class RedisSettings(CredentialSettings, TlsSettings):
     def _user_is_required(cls) -> bool:
         return False
 
-    @property
-    def address(self) -> BrokerUrl:
-        """The URL taken apart."""
-        return parse_broker_url(self.url, {"redis": 6379, "rediss": 6379}, path_allowed=True)
 
-
-class RedisBackend:
+class RedisBackend(BrokerSink["Redis"]):
     """The sink of one route in one process."""
 
     def __init__(self, name: str, settings: RedisSettings, content_type: str, _stdout_lock: Path) -> None:
-        self._name = name
+        template = Template(settings.stream, STREAM_RULES)
+        super().__init__(name, settings, template, _disconnect, faults=_faults, explain=_explain)
         self._settings = settings
         self._content_type = content_type
         self._address = settings.address
-        self._stream = Template(settings.stream, STREAM_RULES)
-        self._password = plain(settings.password) or self._address.password
-        self._link: Link[Redis] = Link(
-            name,
-            self._connect,
-            _disconnect,
-            faults=_faults,
-            connect_timeout_s=settings.connect_timeout_s,
-            where=f"{self._address.host}:{self._address.port}",
-            secrets=[self._password],
-            explain=_explain,
-        )
 
-    async def open(self) -> None:
-        """Connect and log in. Raises BackendUnavailable."""
-        await self._link.open()
-
-    async def deliver(self, batch: Sequence[Message]) -> Receipt | None:
-        """Add the batch, one entry after the other."""
+    async def _publish(
+        self,
+        connection: "Redis",
+        batch: Sequence[Message],
+        places: Sequence[str],
+        outcomes: Outcomes,
+        some: Sequence[int],
+    ) -> BackendUnavailable | None:
         from redis.exceptions import RedisError
 
-        outcomes = Outcomes(len(batch))
-        streams = render_all(self._stream, batch, outcomes)
-        waiting = outcomes.open
-        if not waiting:
-            return outcomes.receipt()
         maxlen = self._settings.entries_max or None
-        async with self._link.use() as redis:
-            pipeline = redis.pipeline(transaction=False)
-            for index in waiting:
-                message = batch[index]
-                fields: dict[Any, Any] = {
-                    **event_attributes(message),
-                    "datacontenttype": self._content_type,
-                    "data": message.payload,
-                }
-                pipeline.xadd(streams[index], fields, maxlen=maxlen, approximate=True)
-            answers = await pipeline.execute(raise_on_error=False)
+        pipeline = connection.pipeline(transaction=False)
+        for index in some:
+            message = batch[index]
+            fields: dict[Any, Any] = {
+                **event_attributes(message),
+                "datacontenttype": self._content_type,
+                "data": message.payload,
+            }
+            pipeline.xadd(places[index], fields, maxlen=maxlen, approximate=True)
+        answers = await pipeline.execute(raise_on_error=False)
         error: BackendUnavailable | None = None
-        for index, answer in zip(waiting, answers, strict=True):
+        for index, answer in zip(some, answers, strict=True):
             if isinstance(answer, RedisError):
                 error = error or self._link.unavailable(answer)
             elif error is None:
                 outcomes.safe(index)
-        return outcomes.receipt(error)
-
-    async def close(self) -> None:
-        """Close the connection. Closing twice is allowed."""
-        await self._link.close()
+        return error
 
     async def _connect(self) -> "Redis":
         from redis.asyncio import Redis
@@ -175,7 +142,7 @@ class RedisBackend:
             port=address.port,
             db=int(address.path.strip("/") or 0),
             username=settings.username or address.username,
-            password=self._password,
+            password=plain(settings.password) or address.password,
             socket_connect_timeout=settings.connect_timeout_s,
             retry=Retry(NoBackoff(), 0),  # an XADD that was sent twice is a duplicate; the caller decides
             single_connection_client=True,
