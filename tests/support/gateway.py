@@ -279,7 +279,12 @@ class Gateway:
     def _children(self, module: str) -> list[int]:
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if module in Path(f"/proc/{pid}/cmdline").read_text()]
+        found = []
+        for pid in children:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                if module in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.append(int(pid))
+        return found
 
     def _is_ready(self) -> bool:
         assert self.process is not None
