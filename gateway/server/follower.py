@@ -56,6 +56,8 @@ _EXPIRING_WITHIN_S: Final = 14 * 86_400.0
 """Time enough to reach the devices of a fleet before they are shut out."""
 _PROGRESS_EVERY_S: Final = 0.5
 _PROGRESS_LOGGED_EVERY_S: Final = 5.0
+_GATHER_S: Final = 0.02
+"""Between word of a change and the look at it: of a hundred writes a second, those of a moment are taken together."""
 _HEAD_EVERY_S: Final = 3600.0
 _DELIVERED_PER_POLL: Final = 1_000
 
@@ -113,6 +115,7 @@ class FollowerProcess:
             wait_s = await self._poll(wait_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
+                await asyncio.sleep(_GATHER_S)
         listening.cancel()
         self._counting.cancel()
         await self._write_reports()

@@ -34,7 +34,7 @@ def check_registry(settings: "GatewaySettings", found: "list[Head]") -> Iterator
             head = feed.head(connection)
             credentials = feed.credential_count(connection)
         found.append(head)
-        yield Finding("registry", "ok", f"it answers, has the newest schema and {credentials} credentials")
+        yield Finding("registry", "ok", f"it answers, its schema fits, it has {credentials} credentials")
     except RegistryMismatch as exc:
         yield Finding("registry", "error", str(exc), "run `gatewayctl migrate`, or the newer program")
         return
