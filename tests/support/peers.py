@@ -61,6 +61,8 @@ PACKAGES: Final = {
     "haproxy": "haproxy",
     "nginx": "libnginx-mod-stream",
     "systemd-analyze": "systemd",
+    "psktool": "gnutls-bin",
+    "stunnel4": "stunnel4",
 }
 """Where Debian has them."""
 

@@ -24,7 +24,7 @@ class GnuTls(ColonLines):
             raise RegistryRefused("an identity that begins with # is hex digits of UTF-8") from exc
 
     def encode_identity(self, identity: str) -> str:
-        is_plain = identity.isascii() and ":" not in identity and not identity.startswith("#")
+        is_plain = ":" not in identity and not identity.startswith("#")
         return identity if is_plain else f"#{identity.encode().hex()}"
 
     def unfit(self, identity: str) -> str | None:

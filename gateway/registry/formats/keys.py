@@ -12,18 +12,20 @@ from gateway.registry.sealing import Key
 __all__ = ["KEY_ENCODINGS", "KeyEncoding", "can_encode_key", "decode_key", "encode_key"]
 
 KeyEncoding = Literal["hex", "base64", "text", "hex-or-text"]
-"""`text` is the bytes of the text itself; `hex-or-text` is hex where it looks like it, as stunnel takes it."""
+"""`text` is the bytes of the text itself; `hex-or-text` is hex where it looks like it (pairs of digits, colons between
+them or not), as stunnel takes it."""
 
 KEY_ENCODINGS: Final[tuple[KeyEncoding, ...]] = get_args(KeyEncoding)
 
-_LOOKS_LIKE_HEX: Final = re.compile(r"(?:[0-9A-Fa-f]{2})+")
+_LOOKS_LIKE_HEX: Final = re.compile(r":*(?:[0-9A-Fa-f]{2}:*)+")
 _PRINTABLE: Final = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 
 
 def decode_key(text: str, encoding: KeyEncoding) -> Key:
     """Raises RegistryRefused, without a word of the key."""
     if encoding == "hex-or-text":
-        encoding = "hex" if _LOOKS_LIKE_HEX.fullmatch(text.strip()) else "text"
+        is_hex = _LOOKS_LIKE_HEX.fullmatch(text) is not None
+        text, encoding = (text.replace(":", ""), "hex") if is_hex else (text, "text")
     if encoding == "hex":
         return identities.parse_key_hex(text)
     if encoding == "text":

@@ -175,8 +175,15 @@ def test_an_export_that_fails_leaves_nothing(fleet: Registry, tmp_path: Path) ->
     assert not list(tmp_path.glob("*file*"))
 
 
-@pytest.mark.parametrize("name", ["csv", "jsonl", "hono", "azure-dps"])
-@pytest.mark.parametrize("source", ["derived-hmac", "derived-hkdf"])
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("csv", "derived-hkdf"),
+        ("jsonl", "derived-hkdf"),
+        ("hono", "derived-hmac"),
+        ("azure-dps", "derived-hmac"),
+    ],
+)
 def test_identities_alone_go_into_a_realm_that_derives_its_keys(
     registry: Registry, tmp_path: Path, name: str, source: Any
 ) -> None:
