@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -83,18 +83,18 @@ def import_devices(
         group=group,
         labels=labels,
     )
-    with open_registry(settings) as registry, registry.importer(file, options) as importer:
-        if dry_run:
-            _dry_run(importer, as_json=as_json)
-            return
-        try:
+    left = "nothing was written"
+    try:
+        with open_registry(settings) as registry, registry.importer(file, options) as importer:
+            if dry_run:
+                _dry_run(importer, as_json=as_json)
+                return
             ignored = _check(importer)
-        except KeyboardInterrupt:
-            _interrupted("nothing was written")
-        try:
+            left = "the same command goes on where it was"
             counts = _write(importer)
-        except KeyboardInterrupt:
-            _interrupted("the same command goes on where it was")
+    except KeyboardInterrupt:
+        print(f"error: interrupted: {left}", file=sys.stderr)
+        raise typer.Exit(_INTERRUPTED) from None
     _report(importer, counts, ignored, options.realm, as_json=as_json)
 
 
@@ -168,11 +168,6 @@ def _write(importer: "Importer") -> "ImportCounts":
         for counts in importer.write():
             progress.update(task, completed=counts.devices)
     return counts
-
-
-def _interrupted(text: str) -> NoReturn:
-    print(f"error: interrupted: {text}", file=sys.stderr)
-    raise typer.Exit(_INTERRUPTED)
 
 
 def _report(importer: "Importer", counts: "ImportCounts", ignored: int, realm: str, *, as_json: bool) -> None:

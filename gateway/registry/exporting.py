@@ -116,7 +116,7 @@ class Exporter:
         after = 0
         while page := devices_page(connection, wanted, limit=_PAGE_DEVICES, after=after):
             after = page[-1].id
-            keys = self._keys(connection, realm, page[0].id, after)
+            keys = self._keys(connection, realm, [device.id for device in page])
             yield [
                 FileDevice(
                     line=0,
@@ -141,15 +141,13 @@ class Exporter:
                 for device in page
             ]
 
-    def _keys(self, connection: Connection, realm: KnownRealm, first_id: int, last_id: int) -> dict[str, Key]:
-        """The keys of the devices of a page, by identity."""
+    def _keys(self, connection: Connection, realm: KnownRealm, device_ids: list[int]) -> dict[str, Key]:
+        """The keys of these devices, by identity."""
         if not self._options.with_keys:
             return {}
         table = schema.credentials.c
         rows = connection.execute(
-            select(table.identity, table.sealed_key).where(
-                table.realm_id == realm.id, table.device_id.between(first_id, last_id)
-            )
+            select(table.identity, table.sealed_key).where(table.device_id.in_(device_ids))
         )
         return {identity: self._key(realm, identity, bytes(sealed)) for identity, sealed in rows}
 
