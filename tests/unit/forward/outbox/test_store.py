@@ -156,7 +156,7 @@ class TestFaults:
         assert numbers(store.read(0, 1 << 20)) == [[1], [3]]
         assert reopened(store).damaged_messages == 1
 
-    @pytest.mark.parametrize("content", [b"", b"not a database", os.urandom(8192)])
+    @pytest.mark.parametrize("content", [b"", b"not a database", pytest.param(os.urandom(8192), id="noise")])
     def test_a_file_that_is_no_database(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "s.db"
         path.write_bytes(content)
