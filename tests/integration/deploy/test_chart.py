@@ -65,7 +65,7 @@ def values_schema() -> Any:
 def renderer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program of `render.go`."""
     folder = tmp_path_factory.mktemp("renderer")
-    environment = os.environ | {"GOCACHE": str(folder / "cache"), "GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
+    environment = os.environ | {"GOCACHE": str(folder / "cache"), "GO111MODULE": "off"}
     subprocess.run([program("go"), "build", "-o", folder / "render", RENDERER], check=True, env=environment)
     return folder / "render"
 

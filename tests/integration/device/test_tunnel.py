@@ -215,21 +215,8 @@ def test_more_connections_than_files_allowed(tmp_path: Path) -> None:
     assert "open files are needed" in done.stderr
 
 
-def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
-    unit = DEPLOY / "psk-gateway-tunnel.service"
-    text = unit.read_text()
+def test_the_unit_calls_it_with_options_that_it_has() -> None:
+    text = (DEPLOY / "psk-gateway-tunnel.service").read_text()
     (command,) = re.findall(r"^ExecStart=/usr/bin/gatewayctl tunnel (.*)$", text, re.MULTILINE)
     help_text = gatewayctl("tunnel", "--help").stdout
     assert all(option in help_text for option in re.findall(r"--[\w-]+", command))
-    # The program need not be installed where the unit is checked.
-    copy = tmp_path / unit.name
-    copy.write_text(text.replace("/usr/bin/gatewayctl", "/bin/true"))
-    done = subprocess.run(
-        [need("systemd-analyze"), "verify", "--man=no", str(copy)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert unit.name not in done.stderr, done.stderr
