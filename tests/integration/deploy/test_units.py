@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.setup import CONFIGURATION
+from gateway.config import load
 from tests.support.peers import program
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -29,6 +31,15 @@ def test_systemd_takes_it(unit: Path, tmp_path: Path) -> None:
     # The program need not be installed where the unit is checked.
     copy.write_text(re.sub(r"/\S*/gatewayctl", "/bin/true", unit.read_text()))
     assert unit.name not in analyze("verify", "--man=no", copy)  # an unknown key is a warning
+
+
+def test_the_gateway_takes_its_master_key_from_where_systemd_puts_it(tmp_path: Path) -> None:
+    text = (DEPLOY / "systemd" / "psk-gateway.service").read_text()
+    (name,) = re.findall(r"^LoadCredential=(\S+):/etc/psk-gateway/master\.key$", text, re.MULTILINE)
+    environment = dict(re.findall(r"^Environment=(PSKGW_\w+)=(.*)$", text, re.MULTILINE))
+    assert environment == {"PSKGW_REGISTRY__MASTER_KEY_CREDENTIAL": name}
+    (tmp_path / "gateway.toml").write_text(CONFIGURATION)
+    assert load(tmp_path / "gateway.toml", environment).registry.master_key_credential == name
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
