@@ -64,6 +64,7 @@ class PeerFault(enum.Enum):
     PROTOCOL_VERSION = ("protocol_version", 70)
     UNRECOGNIZED_NAME = ("unrecognized_name", 112)
     UNKNOWN_PSK_IDENTITY = ("unknown_psk_identity", 115)
+    PROXY_HEADER = ("proxy_header", None)  # a balancer's fault: there is no TLS yet to answer in
 
     def __init__(self, label: str, alert: int | None) -> None:
         self.label = label
