@@ -141,6 +141,13 @@ class Stream(asyncio.Transport):
 
     # asyncio.Transport
 
+    def set_protocol(self, protocol: StreamProtocol) -> None:  # type: ignore[override]  # asyncio has a wider type
+        """Let another protocol have what comes from now on; `connection_made` of it is the caller's to call."""
+        self._protocol = protocol
+        self._buffer = protocol.get_buffer(-1)
+        self._is_readable = True  # by the size of the new buffer nobody can tell whether the socket is empty
+        self._poller.put_off(self._read_on)
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send now, or keep what the kernel does not take."""
         self._send(data, _SEND)

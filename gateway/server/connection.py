@@ -29,7 +29,9 @@ from gateway.registry.records import RealmRecord
 from gateway.server.connection_report import ended_event, session_info
 from gateway.server.control import SessionInfo
 from gateway.server.ending import STOP_S, EndingConnection, Phase
+from gateway.server.failures import Pair
 from gateway.server.handshake_report import failure_fields, outcome_of
+from gateway.server.limits import REFUSED_NETWORKS
 from gateway.server.listener import Listener
 from gateway.server.lookup import Resolution
 from gateway.server.routes import LiveRoute
@@ -41,6 +43,7 @@ from gateway.tls.contexts import RealmContexts
 from gateway.tls.openssl import TlsFailure, TlsVersion
 from gateway.tls.session import Data, Established, Event, Failed, PskChoice, ServerSession
 from gateway.wire.client_hello import ClientHello, OfferedPsk
+from gateway.wire.proxy_protocol import ProxyHeader
 
 __all__ = ["READ_BYTES", "DeviceConnection"]
 
@@ -65,6 +68,7 @@ class DeviceConnection(EndingConnection):
         "_live_route",
         "_number",
         "_outcome",
+        "_proxied",
         "_realm",
         "_reason",
         "_resolution",
@@ -87,9 +91,11 @@ class DeviceConnection(EndingConnection):
         "tls_version",
     )  # fmt: skip
 
-    def __init__(self, listener: Listener, services: Services) -> None:
+    def __init__(self, listener: Listener, services: Services, proxied: ProxyHeader | None = None) -> None:
+        """`proxied`: what the balancer in front has said, with the addresses of both ends."""
         super().__init__(services, ServerSession(self))
         self._listener = listener
+        self._proxied = proxied
         self._route: RouteSession | None = None
         self._live_route: LiveRoute | None = None
         self._realm: RealmRecord | None = None
@@ -123,27 +129,18 @@ class DeviceConnection(EndingConnection):
         """Admit the connection, or drop it."""
         services = self._services
         self._transport = transport = cast("Stream", transport)
-        peer = transport.get_extra_info("peername")
-        self.address = peer[0] if peer else ""
+        peer = transport.peer if self._proxied is None else self._proxied.source
+        self.address = address = peer[0] if peer else ""
         if services.tracers.active:
             self._session.watch = self._trace = services.tracers.accepted(self)
-        if not services.limits.admit(self.address):
-            self._count(Outcome.RATE_LIMITED)
-            if self._trace is not None:
-                self._trace.settled(Outcome.RATE_LIMITED, "connection limit", 0.0)
-            if services.connection_log.admits(Outcome.RATE_LIMITED):
-                log.info(
-                    "connection_refused",
-                    connection=self.connection_id,
-                    listener=self._listener.name,
-                    address=self.address,
-                    reason="connection limit",
-                )
+        now = services.now()
+        if excess := services.limits.admit(address, now):
+            self._refuse(excess)
             transport.abort()
             return
         self.phase = Phase.HANDSHAKE
         self._listener.connections += 1
-        self._accepted_at = now = services.now()
+        self._accepted_at = now
         self.deadline = now + services.settings.handshake_timeout_s
         services.deadlines.add(self)
         transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
@@ -184,6 +181,8 @@ class DeviceConnection(EndingConnection):
         services = self._services
         services.deadlines.discard(self)
         services.limits.release(self.address)
+        if self._last_words:
+            services.failures.released()
         self._listener.connections -= 1
         if self._is_logged or self._trace is not None:
             self._tell_end(exc)
@@ -207,9 +206,10 @@ class DeviceConnection(EndingConnection):
 
     def contexts_for(self, hello: ClientHello) -> RealmContexts:
         """The hello is complete: from here on the handshake counts, and the realm is known."""
-        if not self._services.limits.begin_handshake():
-            raise LimitReached("too many handshakes in flight: see limits.handshakes_in_flight")
+        surplus = self._services.limits.begin_handshake(self)
         self._in_flight = True
+        if surplus is not None:
+            surplus.make_room()
         self._realm = self._listener.realm_for(hello.server_name)
         tracers = self._services.tracers
         if tracers.active:
@@ -313,6 +313,9 @@ class DeviceConnection(EndingConnection):
                 Outcome.TIMEOUT, f"no handshake within {self._services.settings.handshake_timeout_s:g} s"
             )
             self._abort()
+        elif self._last_words:
+            self._services.failures.released()
+            self._say_last_words()
         elif self.phase is Phase.LIVE and not self._finished and self._route is not None:
             self._reason = self._reason or "timed out"
             log.info("session_timed_out", **self._names())
@@ -335,6 +338,11 @@ class DeviceConnection(EndingConnection):
         self._expect_within(within_s)
         assert self._route is not None
         self._route.stop()
+
+    def make_room(self) -> None:
+        """There are too many handshakes in flight, and this is the oldest of them."""
+        self._handshake_ended(Outcome.RATE_LIMITED, "ended for a newer one: see limits.handshakes_in_flight")
+        self._abort()
 
     @property
     def takes_commands(self) -> bool:
@@ -430,37 +438,69 @@ class DeviceConnection(EndingConnection):
         if route.is_framed:
             services.commands.connected(self)
 
+    def _pair(self) -> Pair | None:
+        """Who tried, from where: what a penalty is for."""
+        resolution, realm = self._resolution, self._realm
+        return None if resolution is None else (realm.id if realm else 0, resolution.identity, self.address)
+
     def _socket_address(self, which: str) -> tuple[str, int] | None:
+        if self._proxied is not None:
+            return self._proxied.source if which == "peername" else self._proxied.destination
         address = None if self._transport is None else self._transport.get_extra_info(which)
         return (address[0], address[1]) if isinstance(address, tuple) else None
 
     def _failed(self, error: PeerError | LimitReached | TlsFailure) -> None:
         """The session is over; what `output` holds is the alert."""
         if self.phase is Phase.HANDSHAKE:
-            self._handshake_ended(outcome_of(error, self._resolution), str(error))
+            hold_s = self._handshake_ended(outcome_of(error, self._resolution), str(error))
+            if hold_s:
+                if self._hold(hold_s):
+                    return
+                self._services.failures.released()
         elif self.phase is Phase.LIVE:
             self._reason = self._reason or str(error)
             log.info("session_failed", **self._names(), reason=str(error))
         self._linger()
 
-    def _handshake_ended(self, outcome: Outcome, reason: str) -> None:
-        """Count the handshake, exactly once, and log what an operator needs to put it right."""
+    def _refuse(self, excess: str) -> None:
+        """Count a connection that is not let in, and log it."""
+        outcome = Outcome.ADDRESS_REFUSED if excess == REFUSED_NETWORKS else Outcome.RATE_LIMITED
+        self._count(outcome)
+        if self._trace is not None:
+            self._trace.settled(outcome, f"limits.{excess}", 0.0)
+        if self._services.connection_log.admits(outcome):
+            log.info(
+                "connection_refused",
+                connection=self.connection_id,
+                listener=self._listener.name,
+                address=self.address,
+                reason=f"limits.{excess}",
+            )
+
+    def _handshake_ended(self, outcome: Outcome, reason: str) -> float:
+        """Count the handshake, exactly once, and log what an operator needs to put it right.
+
+        Returns for how many seconds the alert has to be held back.
+        """
+        services = self._services
         if self._in_flight:
             self._in_flight = False
-            self._services.limits.end_handshake()
-        self._count(outcome)
-        services = self._services
+            services.limits.end_handshake(self)
         self.settled_at = services.now()
         if self._trace is not None:
             self._trace.settled(outcome, reason, self.settled_at - self._accepted_at)
         if outcome is Outcome.OK:
+            self._count(outcome)
+            services.failures.proved(self._pair())
             self._is_logged = services.connection_log.logs_sessions
             if services.is_debugging:
                 log.debug("session_started", **self._names())
-            return
+            return 0.0
         self.phase = Phase.CLOSING
         self._outcome, self._reason = outcome, reason
-        self._is_logged = services.connection_log.admits(outcome)
+        failure = services.failures.failed(self.address, self._pair(), outcome, self.settled_at)
+        self._count(Outcome.RATE_LIMITED if failure.is_limited else outcome)
+        self._is_logged = services.connection_log.admits(outcome, is_wanted=not failure.is_limited)
         if self._is_logged:
             log.info(
                 "handshake_failed",
@@ -471,6 +511,7 @@ class DeviceConnection(EndingConnection):
                 reason=reason,
                 **failure_fields(outcome, self._resolution, self._session),
             )
+        return failure.hold_s
 
     def _device_finished(self, *, orderly: bool) -> None:
         """The device ended its side."""

@@ -7,6 +7,7 @@ from typing import Final
 
 from gateway.server.deadlines import TICK_S, Deadlines
 from gateway.server.ending import STOP_S, EndingConnection, Phase
+from gateway.server.proxied import ProxiedConnection
 
 __all__ = ["end_all", "end_spread"]
 
@@ -16,8 +17,10 @@ _SPREAD_SHARE: Final = 0.7
 """Of the drain window: within this part sessions are told to end; the rest is for the last of them."""
 _STEP_S: Final = 0.05
 
+Connection = EndingConnection | ProxiedConnection
 
-async def end_all(connections: Deadlines[EndingConnection], within_s: float, reason: str) -> None:
+
+async def end_all(connections: Deadlines[Connection], within_s: float, reason: str) -> None:
     """End every session and handshake now, and wait for them, `within_s` seconds at most."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
@@ -26,12 +29,12 @@ async def end_all(connections: Deadlines[EndingConnection], within_s: float, rea
     await _until_gone(connections, deadline)
 
 
-async def end_spread(connections: Deadlines[EndingConnection], within_s: float, reason: str) -> None:
+async def end_spread(connections: Deadlines[Connection], within_s: float, reason: str) -> None:
     """End every session, each at its own time within `within_s` seconds. Handshakes may finish until the end comes."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     last, deadline = began + _SPREAD_SHARE * within_s, began + within_s
-    ended: set[EndingConnection] = set()
+    ended: set[Connection] = set()
     while (now := loop.time()) < last and any(True for _ in connections):
         live = [each for each in connections if each.phase is Phase.LIVE and each not in ended]
         due = math.ceil((len(ended) + len(live)) * (now - began) / (last - began))
@@ -50,12 +53,12 @@ async def end_spread(connections: Deadlines[EndingConnection], within_s: float, 
             connection.stop(reason)
 
 
-def _stop(connections: Iterable[EndingConnection], within_s: float, reason: str) -> None:
+def _stop(connections: Iterable[Connection], within_s: float, reason: str) -> None:
     for connection in connections:
         connection.stop(reason, max(STOP_S, _SETTLE_SHARE * within_s))
 
 
-async def _until_gone(connections: Deadlines[EndingConnection], deadline: float) -> None:
+async def _until_gone(connections: Deadlines[Connection], deadline: float) -> None:
     loop = asyncio.get_running_loop()
     while any(True for _ in connections) and loop.time() < deadline:  # noqa: ASYNC110 - thousands end at once
         await asyncio.sleep(TICK_S / 5)

@@ -49,7 +49,7 @@ class EndingConnection(asyncio.BufferedProtocol):
     """What a connection has in common whoever is at its end."""
 
     __slots__ = (
-        "_finished", "_opening", "_peer_finished", "_receiving", "_services", "_session", "_stopping", "_transmitted",
+        "_finished", "_last_words", "_opening", "_peer_finished", "_receiving", "_services", "_session", "_stopping", "_transmitted",
         "_transport", "deadline", "phase", "slot",
     )  # fmt: skip
 
@@ -58,6 +58,7 @@ class EndingConnection(asyncio.BufferedProtocol):
         self._session = session
         self._transport: Stream | None = None
         self._transmitted = 0
+        self._last_words = b""
         self._opening = False
         self._receiving = False
         self._finished = False
@@ -69,6 +70,10 @@ class EndingConnection(asyncio.BufferedProtocol):
 
     def deadline_passed(self) -> None:
         """The phase took too long. The deadline is not filed any more."""
+        raise NotImplementedError
+
+    def configuration_changed(self, services: Services) -> None:
+        """Other settings are in force."""
         raise NotImplementedError
 
     def stop(self, reason: str, within_s: float = STOP_S) -> None:
@@ -149,6 +154,20 @@ class EndingConnection(asyncio.BufferedProtocol):
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
         self._expect_within(LINGER_S)
+
+    def _hold(self, seconds: float) -> bool:
+        """Keep the alert of a failed handshake back until the deadline; False when there is none."""
+        self._last_words = self._session.output()
+        self._session.free()  # nothing else of it is needed, and it is most of what a connection holds
+        self._expect_from_now_on(seconds)
+        return bool(self._last_words)
+
+    def _say_last_words(self) -> None:
+        """The time of an alert that was held back has come."""
+        assert self._transport is not None
+        self._transport.write(self._last_words)
+        self._last_words = b""
+        self._linger()
 
     def _put_off_idle(self) -> None:
         """There is traffic. A session that is being ended, or was not opened in time, is ended all the same."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from gateway.registry.records import RealmRecord
 from gateway.server.lookup import DeviceLookup
+from gateway.server.networks import NetworkList
 from gateway.server.settings import ListenerSettings
 from gateway.telemetry.metrics import Outcome, WorkerMetrics
 from gateway.tls.contexts import ContextStore, RealmContexts
@@ -25,6 +26,8 @@ class Listener:
     ) -> None:
         self.name = settings.name
         self.connections = 0
+        self.balancers = NetworkList(settings.proxy_protocol_from)
+        """Who says by a PROXY header whose a connection is."""
         self._settings = settings
         self._profile = ProfileName(settings.profile)
         self._lookup = lookup
@@ -38,6 +41,7 @@ class Listener:
     def change(self, settings: ListenerSettings, alpn: tuple[bytes, ...]) -> None:
         """Take other settings; they hold for hellos that come from now on."""
         self._settings = settings
+        self.balancers = NetworkList(settings.proxy_protocol_from)
         self._profile = ProfileName(settings.profile)
         self._alpn = alpn
 

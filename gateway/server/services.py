@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING
 
 from gateway.server.commands import CommandSender
 from gateway.server.deadlines import Deadlines
+from gateway.server.failures import FailedHandshakes
 from gateway.server.life import SessionLife
 from gateway.server.limits import ConnectionLimits
+from gateway.server.limits_settings import LimitsSettings
 from gateway.server.lookup import DeviceLookup
 from gateway.server.routes import LiveRoutes
-from gateway.server.settings import LimitsSettings
 from gateway.server.tracing import Tracers
 from gateway.telemetry.connection_log import ConnectionLog
 
 if TYPE_CHECKING:
+    from gateway.server.connection import DeviceConnection
     from gateway.server.ending import EndingConnection
+    from gateway.server.proxied import ProxiedConnection
 
 __all__ = ["Services"]
 
@@ -29,8 +32,9 @@ class Services:
     settings: LimitsSettings
     now: Callable[[], float]
     wall: Callable[[], float]
-    limits: ConnectionLimits
-    deadlines: "Deadlines[EndingConnection]"
+    limits: "ConnectionLimits[DeviceConnection]"
+    failures: FailedHandshakes
+    deadlines: "Deadlines[EndingConnection | ProxiedConnection]"
     lookup: DeviceLookup
     routes: LiveRoutes
     life: SessionLife

@@ -21,11 +21,12 @@ from pydantic import (
     ValidationInfo,
 )
 
+from gateway.server.networks import Networks
+
 __all__ = [
     "Address",
     "BindAddress",
     "FolderPath",
-    "LimitsSettings",
     "ListenerSettings",
     "NodeSettings",
     "Settings",
@@ -158,85 +159,6 @@ class NodeSettings(Settings):
     ] = 10.0
 
 
-class LimitsSettings(Settings):
-    """`[limits]`: bounds of one node, shared by its workers."""
-
-    connections: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=1_000_000,
-            description="Open connections, handshaking ones included. 20,000 idle sessions hold about half a "
-            "gigabyte, and a stream session takes two file descriptors.",
-        ),
-    ] = 20_000
-    connections_per_address: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=1_000_000,
-            description="Open connections from one address. A whole site stands behind one NAT address, so thousands "
-            "are normal; half of the default of `connections` keeps one address from taking everything.",
-        ),
-    ] = 10_000
-    handshakes_in_flight: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=100_000,
-            description="Handshakes between the complete ClientHello and the end. 2,000 at a round trip of 200 ms are "
-            "10,000 handshakes a second, about what one core computes; each holds up to 60 KB meanwhile.",
-        ),
-    ] = 2_000
-    handshake_timeout_s: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=HOUR_S,
-            allow_inf_nan=False,
-            description="Seconds from the accepted connection to the finished handshake. Ten let a device on a bad "
-            "radio link repeat a lost packet three times.",
-        ),
-    ] = 10.0
-    first_message_timeout_s: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=24 * HOUR_S,
-            allow_inf_nan=False,
-            description="Seconds from the finished handshake to the first byte of the device, on framed routes.",
-        ),
-    ] = 60.0
-    idle_timeout_s: Annotated[
-        float,
-        Field(
-            gt=0,
-            le=31 * 24 * HOUR_S,
-            allow_inf_nan=False,
-            description="Seconds without a byte in either direction after which a session is closed. An hour outlives "
-            "the usual keep-alive and reporting intervals, and still frees what a lost device holds.",
-        ),
-    ] = HOUR_S
-    message_bytes_max: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=16 * 1024 * 1024,
-            description="Largest payload of one message on a framed route, in bytes. A longer frame is refused with "
-            "`too_long`. 64 KiB is far above what devices of this kind hold in memory.",
-        ),
-    ] = 65_536
-    sessions_per_device: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=1_000,
-            description="Live sessions of one device on this node; one more ends the oldest. 0 is any number. A realm may "
-            "have its own. Devices behind bad links open a new session long before the old one is found dead.",
-        ),
-    ] = 0
-
-
 Profile = Literal["modern", "compatible", "constrained"]
 
 
@@ -261,6 +183,11 @@ class ListenerSettings(Settings):
     ] = "compatible"
     realms_by_sni: dict[ServerName, RealmName] = Field(
         default_factory=dict, description="Realm by the server name (SNI) that a device sends."
+    )
+    proxy_protocol_from: Networks = Field(
+        default=(),
+        description="Networks of the balancers in front of this listener, in CIDR notation. A connection from one of "
+        "them must begin with a PROXY header, version 1 or 2; the address that it names is the device's from then on.",
     )
     allow_dhe_psk: Annotated[
         bool,

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import os
 import platform
-import resource
 import signal
 import socket
 import time
@@ -59,6 +58,7 @@ from gateway.server.dead_letters import add_up
 from gateway.server.dispatch import CommandDispatch
 from gateway.server.node import SupervisorSettings, compare
 from gateway.server.notify import ServiceManager
+from gateway.server.open_files import allow_open_files
 from gateway.server.sockets import ListeningSockets, bind_admin, lock_folder
 from gateway.server.takeover import LimitedSession, LimitedSessions
 from gateway.server.trace_messages import KeyLogLine, StartTrace, TraceEvents
@@ -70,7 +70,7 @@ from gateway.telemetry.aggregate import Snapshot, merge, retire, snapshot
 from gateway.telemetry.metrics import SupervisorMetrics
 from gateway.tls.openssl import library_version
 
-__all__ = ["CONTROL_SOCKET", "Supervisor", "open_files_needed"]
+__all__ = ["CONTROL_SOCKET", "Supervisor"]
 
 log = structlog.get_logger()
 
@@ -78,8 +78,6 @@ CONTROL_SOCKET: Final = "control.sock"
 _ASK_TIMEOUT_S: Final = 5.0
 _DEAD_LETTERS_TIMEOUT_S: Final = 50.0
 """Writing back a gigabyte takes a while."""
-_OTHER_FILES: Final = 128
-"""What a worker opens beside connections: listeners, replica, backends, its control channel."""
 _ROLL_PATIENCE_S: Final = 60.0
 """How long new workers may take to accept before a reload is given up."""
 _UNSENT_MAX: Final = 10_000
@@ -170,7 +168,8 @@ class Supervisor:
             )
             await self._open_control()
             stack.callback(self._close_control)
-            self._allow_open_files()
+            worker = self._settings.worker
+            allow_open_files(worker.limits, worker.routes, self._settings.worker_count)
             self._log_start()
             await self._keep_children()
 
@@ -382,7 +381,8 @@ class Supervisor:
             if change.restarts_follower:
                 await self._replace_follower()
             logs.change(settings.worker.log)
-            self._allow_open_files()
+            worker = self._settings.worker
+            allow_open_files(worker.limits, worker.routes, self._settings.worker_count)
             self._log_listeners()
 
     async def _apply_to_workers(
@@ -546,22 +546,6 @@ class Supervisor:
 
     # At the start
 
-    def _allow_open_files(self) -> None:
-        """Let each worker open what its share of `limits.connections` may take; children inherit it.
-
-        The usual soft limit of 1,024 is there for programs that call select(), which an event loop does not.
-        """
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        needed = open_files_needed(self._settings.worker.limits.connections, self._settings.worker_count)
-        if most != resource.RLIM_INFINITY and most < needed:
-            log.warning(
-                "few_open_files",
-                allowed=most,
-                needed=needed,
-                note="raise it for this service (LimitNOFILE=) or lower limits.connections",
-            )
-
     def _log_listeners(self) -> None:
         for name, address in self._sockets.addresses.items():
             log.info("listening", listener=name, address=address)
@@ -569,8 +553,3 @@ class Supervisor:
     def _log_start(self) -> None:
         self._log_listeners()
         log.info("started", node=self._settings.name, workers=self._settings.worker_count, pid=os.getpid())
-
-
-def open_files_needed(connections: int, workers: int) -> int:
-    """What a worker opens with its share of `connections`: a stream session takes two."""
-    return 2 * -(-connections // workers) + _OTHER_FILES

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.registry.records import RealmRecord
 from gateway.server.advice import Facts, advice
+from gateway.server.limits_settings import LimitsSettings
 from gateway.server.lookup import DeviceLookup
-from gateway.server.settings import LimitsSettings, ListenerSettings
+from gateway.server.settings import ListenerSettings
 from gateway.server.trace_messages import (
     KeyLogLine,
     StartTrace,

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -61,16 +61,20 @@ from gateway.server.dead_letters import handle_dead_letters
 from gateway.server.deadlines import TICK_S, Deadlines
 from gateway.server.draining import end_all, end_spread
 from gateway.server.ending import EndingConnection
+from gateway.server.failures import FailedHandshakes
 from gateway.server.keys import refresh_keys
 from gateway.server.life import SessionLife
 from gateway.server.limits import ConnectionLimits
+from gateway.server.limits_settings import LimitsSettings
 from gateway.server.listener import Listener
 from gateway.server.lookup import NEWCOMER, DeviceLookup, refusal
 from gateway.server.loop import run
+from gateway.server.open_files import connections_with_files
+from gateway.server.proxied import ProxiedConnection
 from gateway.server.routes import LiveRoute, LiveRoutes
 from gateway.server.services import Services
 from gateway.server.sessions import SessionIndex
-from gateway.server.settings import LimitsSettings, ListenerSettings
+from gateway.server.settings import ListenerSettings
 from gateway.server.trace_messages import StartTrace, StopTrace
 from gateway.server.tracing import Tracers
 from gateway.telemetry.aggregate import snapshot
@@ -157,15 +161,19 @@ class Worker:
             tell,
             self._observe_revocation,
         )
-        self._deadlines: Deadlines[EndingConnection] = Deadlines(time.monotonic())
+        self._deadlines: Deadlines[EndingConnection | ProxiedConnection] = Deadlines(time.monotonic())
         self._tracers = Tracers(tell, self._lookup, settings.limits, settings.listeners, time.time)
-        self._limits = ConnectionLimits(settings.limits, workers)
+        self._limits: ConnectionLimits[DeviceConnection] = ConnectionLimits(
+            settings.limits, workers, connections_with_files(settings.routes)
+        )
+        self._failures = FailedHandshakes(settings.limits, workers)
         self._connection_log = ConnectionLog(settings.log, name, sys.stderr.buffer, time.monotonic)
         self._services = Services(
             settings=settings.limits,
             now=time.monotonic,  # uvloop's own clock stands still within a turn of the loop
             wall=time.time,
             limits=self._limits,
+            failures=self._failures,
             deadlines=self._deadlines,
             lookup=self._lookup,
             routes=self._routes,
@@ -345,8 +353,13 @@ class Worker:
             self._subscription = None
         self._accepting.stop()
 
-    def _factory(self, listener: Listener) -> Callable[[], DeviceConnection]:
-        return lambda: DeviceConnection(listener, self._services)
+    def _factory(self, listener: Listener) -> Callable[[], DeviceConnection | ProxiedConnection]:
+        def make() -> DeviceConnection | ProxiedConnection:
+            if listener.balancers:
+                return ProxiedConnection(listener, self._services)
+            return DeviceConnection(listener, self._services)
+
+        return make
 
     def _listener(self, settings: ListenerSettings) -> Listener:
         return Listener(settings, self._routes.alpn, self._lookup, self._contexts, self._metrics)
@@ -366,7 +379,8 @@ class Worker:
         self.take_sockets(message.sockets)
         table = RouteTable(settings.routes, settings.backends)
         retired = self._routes.change(table, settings.backends, settings.limits.message_bytes_max)
-        self._limits.change(settings.limits)
+        self._limits.change(settings.limits, connections_with_files(settings.routes))
+        self._failures.change(settings.limits)
         self._tracers.change(settings.limits, settings.listeners)
         self._life.limit_changed(settings.limits.sessions_per_device)
         self._services = dataclasses.replace(
@@ -375,7 +389,7 @@ class Worker:
             is_debugging=settings.log.level == "debug",
             connection_log=self._connection_log,
         )
-        for connection in self._connections:
+        for connection in self._deadlines:
             connection.configuration_changed(self._services)
         ended = self._change_listeners(settings.listeners)
         gone = [each.route for each in retired if each.is_gone]
@@ -403,7 +417,7 @@ class Worker:
 
     @property
     def _connections(self) -> "list[DeviceConnection]":
-        return cast("list[DeviceConnection]", list(self._deadlines))
+        return [each for each in self._deadlines if isinstance(each, DeviceConnection)]
 
     def _end(self, is_meant: Callable[[DeviceConnection], bool], reason: str) -> int:
         found = [each for each in self._connections if is_meant(each)]

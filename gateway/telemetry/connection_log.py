@@ -77,9 +77,12 @@ class ConnectionLog:
         self._left_out: Counter[str] = Counter()
         self._told_at = self._counted_at
 
-    def admits(self, outcome: str) -> bool:
-        """Whether lines about one more stranger may be written; if not, it is counted."""
+    def admits(self, outcome: str, *, is_wanted: bool = True) -> bool:
+        """Whether lines about one more stranger may be written; if not, or none is wanted, it is counted."""
         if not self.logs_failures:
+            return False
+        if not is_wanted:
+            self._left_out[outcome] += 1
             return False
         now = self._now()
         self._left = min(float(LINES_BURST), self._left + (now - self._counted_at) * LINES_PER_S)

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.registry.store import NewDevice
+from gateway.server.limits import BURST_S
 from tests.faults.conftest import TICK_S
 from tests.support.devices import TLS12, End, Refused, TlsDevice
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 from tests.support.services import Service, echo, pours
 
-CONNECTIONS, PER_ADDRESS, IN_FLIGHT = 8, 4, 2
+CONNECTIONS, PER_ADDRESS, PER_NETWORK, IN_FLIGHT = 8, 4, 6, 2
+RATE_PER_S, HANDSHAKE_S = 3, 2.0
 FIRST_MESSAGE_S, IDLE_S = 1.0, 2.0
 LATE_S = TICK_S + 1
 POURED = 64 << 20
@@ -41,6 +43,11 @@ def shared_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             limits=f"""
                 connections = {CONNECTIONS}
                 connections_per_address = {PER_ADDRESS}
+                connections_per_network = {PER_NETWORK}
+                connections_per_address_per_s = {RATE_PER_S}
+                refused_networks = ["127.0.66.0/24"]
+                exempt_networks = ["127.0.1.9/32"]
+                handshake_timeout_s = {HANDSHAKE_S}
                 handshakes_in_flight = {IN_FLIGHT}
                 first_message_timeout_s = {FIRST_MESSAGE_S}
                 idle_timeout_s = {IDLE_S}
@@ -83,13 +90,13 @@ def test_connections_per_address(stage: Stage) -> None:
             other.send(b"served\n")
             assert other.receive_line() == "ok 1"
     refused = stage.gateway.wait_for_event("connection_refused", address="127.0.0.2")
-    assert refused["reason"] == "connection limit"
+    assert refused["reason"] == "limits.connections_per_address"
 
 
 def test_connections(stage: Stage) -> None:
     with contextlib.ExitStack() as held:
         devices = [
-            held.enter_context(TlsDevice.connect(stage.port, stage.stream, address=f"127.0.0.{2 + n % 4}"))
+            held.enter_context(TlsDevice.connect(stage.port, stage.stream, address=f"127.0.{4 + n % 4}.1"))
             for n in range(CONNECTIONS)
         ]
         before = stage.rate_limited()
@@ -122,17 +129,71 @@ def test_handshakes_in_flight(stage: Stage) -> None:
             device.transmit()
             device.take()
         before = stage.rate_limited()
-        with pytest.raises(Refused) as refused:
-            TlsDevice.connect(stage.port, stage.stream)
-        assert refused.value.alert is None
+        with TlsDevice.connect(stage.port, stage.stream) as device:
+            device.echo(b"let in")
         assert stage.rate_limited() - before == 1
         failure = stage.gateway.wait_for_event("handshake_failed", outcome="rate_limited")
         assert "handshakes_in_flight" in failure["reason"]
-        waiting[0].handshake()  # those that are in go on, and their end makes room
-        waiting[0].echo(b"finished")
-        with TlsDevice.connect(stage.port, stage.stream) as device:
+        with pytest.raises(Refused) as refused:
+            waiting[0].handshake()  # the oldest of them made room
+        assert refused.value.alert is None
+        waiting[1].handshake()
+        waiting[1].echo(b"finished")
+
+
+def test_connections_per_network(stage: Stage) -> None:
+    with contextlib.ExitStack() as held:
+        for number in range(PER_NETWORK):
+            address = f"127.0.1.{1 + number // 2}"
+            held.enter_context(TlsDevice.connect(stage.port, stage.stream, address=address))
+        with pytest.raises((Refused, ConnectionError)):
+            TlsDevice.connect(stage.port, stage.stream, address="127.0.1.250")
+        with TlsDevice.connect(stage.port, stage.stream, address="127.0.2.1") as device:
             device.echo(b"let in")
-        waiting[1].reset()
+        with TlsDevice.connect(stage.port, stage.stream, address="127.0.1.9") as exempt:
+            exempt.echo(b"not bound by it")
+    refused = stage.gateway.wait_for_event("connection_refused", address="127.0.1.250")
+    assert refused["reason"] == "limits.connections_per_network"
+
+
+def test_new_connections_a_second(stage: Stage) -> None:
+    """The burst is ten seconds' worth."""
+    burst = round(RATE_PER_S * BURST_S)
+    _connect_each_time(stage, "127.0.3.1", burst)
+    with pytest.raises((Refused, ConnectionError)):
+        _connect_each_time(stage, "127.0.3.1", burst)
+    refused = stage.gateway.wait_for_event("connection_refused", address="127.0.3.1")
+    assert refused["reason"] == "limits.connections_per_address_per_s"
+    TlsDevice.connect(stage.port, stage.stream, address="127.0.3.2").close()
+
+
+def _connect_each_time(stage: Stage, address: str, times: int) -> None:
+    for _ in range(times):
+        TlsDevice.connect(stage.port, stage.stream, address=address).close()
+
+
+def test_refused_networks(stage: Stage) -> None:
+    with pytest.raises((Refused, ConnectionError)):
+        TlsDevice.connect(stage.port, stage.stream, address="127.0.66.6")
+    refused = stage.gateway.wait_for_event("connection_refused", address="127.0.66.6")
+    assert refused["reason"] == "limits.refused_networks"
+    assert stage.gateway.metric("pskgw_handshakes_total", outcome="address_refused") == 1
+
+
+def test_no_byte_extends_the_time_of_the_handshake(stage: Stage) -> None:
+    """One byte each tenth of the time, of a hello that would be right."""
+    with TlsDevice(stage.port, stage.stream) as device:
+        began = time.monotonic()
+        hello = device.flight()
+        with pytest.raises(ConnectionError):
+            _trickle(device, hello, HANDSHAKE_S / 10)
+        assert HANDSHAKE_S - 0.1 <= time.monotonic() - began < HANDSHAKE_S + LATE_S
+
+
+def _trickle(device: TlsDevice, data: bytes, every_s: float) -> None:
+    for index in range(len(data)):
+        device.sock.sendall(data[index : index + 1])
+        time.sleep(every_s)
 
 
 def test_a_framed_session_without_a_first_message_ends_in_time(stage: Stage) -> None:

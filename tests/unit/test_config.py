@@ -138,7 +138,7 @@ def test_absolute_paths_and_stdout_stay_as_they_are(load_text: Load) -> None:
         ("path =", "pth =", "backends.events.pth: unknown key, is path meant? (1 more wrong)"),
         ('url = "sqlite', 'url_fil = "sqlite', "registry.url_fil: unknown key, is url_file meant?"),
         # of later versions, so unknown
-        ("profile = ", "proxy_protocol_from = []\nprofile = ", "listeners[0].proxy_protocol_from: unknown key"),
+        ("profile = ", 'proxy_protocol_from = ["10.0.0.1/8"]\nprofile = ', "listeners[0].proxy_protocol_from[0]: '10.0.0.1/8' is no"),
         ("[admin]", '[admin]\npassword = "t"', "admin.password: unknown key"),
         ("[admin]", "max_staleness_s = -1\n[admin]", "registry.max_staleness_s: "),
         (

@@ -36,7 +36,7 @@ def running_pid(data_dir: Path) -> int | None:
 
 def check_open_files(settings: "GatewaySettings", pid: int | None) -> Iterator[Finding]:
     """Whether a worker may open what its share of `limits.connections` takes."""
-    from gateway.server.supervisor import open_files_needed
+    from gateway.server.open_files import open_files_needed
 
     workers = settings.node.workers or os.cpu_count() or 1
     needed = open_files_needed(settings.limits.connections, workers)

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from gateway.server.settings import Address, LimitsSettings, ListenerSettings, NodeSettings
+from gateway.server.limits_settings import LimitsSettings
+from gateway.server.settings import Address, ListenerSettings, NodeSettings
 
 
 @pytest.mark.parametrize(
@@ -57,10 +58,13 @@ def test_every_setting_says_what_it_is_for() -> None:
             assert field.description, f"{model.__name__}.{name}"
 
 
-@pytest.mark.parametrize("key", ["proxy_protocol_from"])
-def test_what_does_not_work_yet_is_refused(key: str) -> None:
-    with pytest.raises(ValidationError, match="extra_forbidden"):
-        ListenerSettings.model_validate({"name": "tls", "bind": "127.0.0.1:0", key: []})
+def test_networks_are_written_in_cidr_notation() -> None:
+    values = {"name": "tls", "bind": "127.0.0.1:0"}
+    listener = ListenerSettings.model_validate(values | {"proxy_protocol_from": ["10.0.0.0/8", "::1"]})
+    assert listener.proxy_protocol_from == ("10.0.0.0/8", "::1/128")
+    for wrong in ("10.0.0.1/8", "balancer", ""):
+        with pytest.raises(ValidationError, match="write it like"):
+            ListenerSettings.model_validate(values | {"proxy_protocol_from": [wrong]})
 
 
 def test_server_names_are_compared_without_regard_to_case() -> None:

@@ -6,8 +6,9 @@ from typing import Any, cast
 import pytest
 
 from gateway.registry.records import RealmRecord
+from gateway.server.limits_settings import LimitsSettings
 from gateway.server.lookup import DeviceLookup
-from gateway.server.settings import Address, LimitsSettings, ListenerSettings
+from gateway.server.settings import Address, ListenerSettings
 from gateway.server.trace_messages import KeyLogLine, StartTrace, StopTrace, TraceEvents, TraceMessage
 from gateway.server.tracing import CONNECTIONS_BURST, CONNECTIONS_PER_S, MESSAGES_MAX, PENDING_MAX, Tracers
 from gateway.telemetry.metrics import Outcome
