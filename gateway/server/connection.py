@@ -51,6 +51,9 @@ log = structlog.get_logger()
 
 READ_BYTES: Final = 256 * 1024
 """One read of the event loop: sixteen full records."""
+FAILED_AFTER_S: Final = 0.005
+"""An alert leaves so long after the identity has come: what the look-up found takes some microseconds more or less, and
+this many times more. A timer counts in milliseconds, which hides the rest."""
 SEND_BUFFER_BYTES: Final = 64 * 1024
 """What may wait for a slow device before its route is told to pause."""
 _read_buffer = memoryview(bytearray(READ_BYTES))
@@ -62,6 +65,7 @@ class DeviceConnection(EndingConnection):
 
     __slots__ = (
         "_accepted_at",
+        "_identified_at",
         "_in_flight",
         "_is_logged",
         "_listener",
@@ -106,6 +110,7 @@ class DeviceConnection(EndingConnection):
         self._reason = ""
         self._accepted_at = 0.0
         self.settled_at = 0.0
+        self._identified_at = 0.0
         self._in_flight = False
         self._is_logged = False
         self.address = ""
@@ -181,7 +186,7 @@ class DeviceConnection(EndingConnection):
         services = self._services
         services.deadlines.discard(self)
         services.limits.release(self.address)
-        if self._last_words:
+        if self._is_penalised:
             services.failures.released()
         self._listener.connections -= 1
         if self._is_logged or self._trace is not None:
@@ -224,6 +229,7 @@ class DeviceConnection(EndingConnection):
     def choose_psk(self, offered: Sequence[OfferedPsk]) -> PskChoice | None:
         """Whose key it is."""
         services = self._services
+        self._identified_at = services.now()
         self._resolution = services.lookup.resolve(self._realm, offered, self.address, services.wall())
         if self._trace is not None:
             self._trace.identified((self._resolution or offered[0]).identity)
@@ -314,7 +320,6 @@ class DeviceConnection(EndingConnection):
             )
             self._abort()
         elif self._last_words:
-            self._services.failures.released()
             self._say_last_words()
         elif self.phase is Phase.LIVE and not self._finished and self._route is not None:
             self._reason = self._reason or "timed out"
@@ -452,11 +457,14 @@ class DeviceConnection(EndingConnection):
     def _failed(self, error: PeerError | LimitReached | TlsFailure) -> None:
         """The session is over; what `output` holds is the alert."""
         if self.phase is Phase.HANDSHAKE:
-            hold_s = self._handshake_ended(outcome_of(error, self._resolution), str(error))
-            if hold_s:
-                if self._hold(hold_s):
-                    return
-                self._services.failures.released()
+            penalty_s = self._handshake_ended(outcome_of(error, self._resolution), str(error))
+            if penalty_s:
+                self._hold(penalty_s, is_penalty=True)
+                return
+            if self._resolution is not None:
+                left_s = self._identified_at + FAILED_AFTER_S - self._services.now()
+                self._hold(max(0.0, left_s), is_penalty=False)
+                return
         elif self.phase is Phase.LIVE:
             self._reason = self._reason or str(error)
             log.info("session_failed", **self._names(), reason=str(error))

@@ -49,7 +49,7 @@ class EndingConnection(asyncio.BufferedProtocol):
     """What a connection has in common whoever is at its end."""
 
     __slots__ = (
-        "_finished", "_last_words", "_opening", "_peer_finished", "_receiving", "_services", "_session", "_stopping", "_transmitted",
+        "_finished", "_is_penalised", "_last_words", "_opening", "_peer_finished", "_receiving", "_services", "_session", "_stopping", "_transmitted",
         "_transport", "deadline", "phase", "slot",
     )  # fmt: skip
 
@@ -59,6 +59,7 @@ class EndingConnection(asyncio.BufferedProtocol):
         self._transport: Stream | None = None
         self._transmitted = 0
         self._last_words = b""
+        self._is_penalised = False
         self._opening = False
         self._receiving = False
         self._finished = False
@@ -155,15 +156,22 @@ class EndingConnection(asyncio.BufferedProtocol):
             self._transport.write_eof()
         self._expect_within(LINGER_S)
 
-    def _hold(self, seconds: float) -> bool:
-        """Keep the alert of a failed handshake back until the deadline; False when there is none."""
+    def _hold(self, seconds: float, *, is_penalty: bool) -> None:
+        """Keep the alert of a failed handshake back for so long."""
         self._last_words = self._session.output()
         self._session.free()  # nothing else of it is needed, and it is most of what a connection holds
-        self._expect_from_now_on(seconds)
-        return bool(self._last_words)
+        self._is_penalised = is_penalty
+        if not self._last_words:
+            self._linger()
+        elif is_penalty:
+            self._expect_from_now_on(seconds)
+        else:
+            self._services.later(seconds, self._say_last_words)
 
     def _say_last_words(self) -> None:
-        """The time of an alert that was held back has come."""
+        """The time of an alert that was held back has come, unless its peer is gone."""
+        if self.phase is not Phase.CLOSING or not self._last_words:
+            return
         assert self._transport is not None
         self._transport.write(self._last_words)
         self._last_words = b""

@@ -7,11 +7,11 @@ goes to log and metrics knows better.
 """
 
 import dataclasses
+import functools
 import hmac
-import ipaddress
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from gateway.registry.notices import Overlay
 from gateway.registry.records import CommandRecord, CredentialRecord, RealmRecord, identity_key
 from gateway.registry.replica import ReplicaReader
 from gateway.registry.sealing import Sealer, credential_context, realm_context, secret_context
+from gateway.server.networks import NetworkList
 from gateway.telemetry.metrics import Lookup, Outcome, WorkerMetrics
 from gateway.tls.session import PskChoice
 from gateway.wire.client_hello import OfferedPsk
@@ -57,19 +58,14 @@ def refusal(record: CredentialRecord, address: str, now: float) -> Outcome:
         return Outcome.NOT_YET_VALID
     if record.not_after is not None and now >= record.not_after:
         return Outcome.EXPIRED
-    if record.networks and not _is_within(address, record.networks):
+    if record.networks and address not in _network_list(record.networks):
         return Outcome.ADDRESS_REFUSED
     return Outcome.OK
 
 
-def _is_within(address: str, networks: Iterable[str]) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
-        parsed = parsed.ipv4_mapped
-    return any(parsed in ipaddress.ip_network(network) for network in networks)
+@functools.lru_cache(1024)
+def _network_list(networks: tuple[str, ...]) -> NetworkList:
+    return NetworkList(networks)
 
 
 class DeviceLookup:

@@ -27,11 +27,12 @@ __all__ = ["Services"]
 
 @dataclasses.dataclass(slots=True)
 class Services:
-    """`now` is a monotonic clock, `wall` Unix seconds."""
+    """`now` is a monotonic clock, `wall` Unix seconds; `later` runs something after so many seconds."""
 
     settings: LimitsSettings
     now: Callable[[], float]
     wall: Callable[[], float]
+    later: Callable[[float, Callable[[], None]], object]
     limits: "ConnectionLimits[DeviceConnection]"
     failures: FailedHandshakes
     deadlines: "Deadlines[EndingConnection | ProxiedConnection]"

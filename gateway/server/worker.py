@@ -172,6 +172,7 @@ class Worker:
             settings=settings.limits,
             now=time.monotonic,  # uvloop's own clock stands still within a turn of the loop
             wall=time.time,
+            later=self._loop.call_later,
             limits=self._limits,
             failures=self._failures,
             deadlines=self._deadlines,
