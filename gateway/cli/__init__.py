@@ -17,6 +17,7 @@ from typer.main import get_command
 
 from gateway import __version__
 from gateway.errors import GatewayError
+from gateway.server.hardening import harden
 
 __all__ = ["main", "root_app"]
 
@@ -46,6 +47,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
+    harden()  # commands see keys too
     try:
         status = _run(arguments)
     except GatewayError as exc:

@@ -36,6 +36,7 @@ def run(config: ConfigOption = None) -> None:
     settings = load_settings(path)
     setup(settings.log)
     check_registry(settings)
+    _say_open_files(path, settings)
 
     def load() -> "SupervisorSettings":
         settings = load_settings(path)
@@ -46,6 +47,17 @@ def run(config: ConfigOption = None) -> None:
         await Supervisor(_supervisor_settings(settings), program, load, handover).run()
 
     loop.run(supervise())
+
+
+def _say_open_files(path: Path, settings: "GatewaySettings") -> None:
+    """Warn of files with secrets that others may read."""
+    import structlog
+
+    from gateway.cli.checks.files import check_modes
+
+    for finding in check_modes(path, settings):
+        if finding.fix:
+            structlog.get_logger().warning("files_open", detail=finding.detail, fix=finding.fix)
 
 
 def check_registry(settings: "GatewaySettings") -> None:

@@ -82,7 +82,13 @@ def run_command(command: tuple[str, ...]) -> MasterKeySource:
     name = "the output of registry.master_key_command"
     try:
         done = subprocess.run(  # noqa: S603 - the command is the operator's own setting
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_COMMAND_TIMEOUT_S, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_COMMAND_TIMEOUT_S,
+            check=False,
+            # Settings of ours may hold secrets, which are none of its business.
+            env={name: value for name, value in os.environ.items() if not name.startswith("PSKGW_")},
         )
     except OSError as exc:
         raise ConfigurationError(

@@ -39,6 +39,7 @@ from gateway.server.control import (
     Newcomers,
     Used,
 )
+from gateway.server.hardening import harden
 from gateway.server.keys import refresh_keys
 from gateway.server.loop import run
 from gateway.telemetry.aggregate import snapshot
@@ -293,6 +294,7 @@ async def _main(control_fd: int) -> None:
 
 def main() -> None:
     """Entry point of the process."""
+    harden()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole terminal; the supervisor answers it

@@ -62,6 +62,7 @@ from gateway.server.deadlines import TICK_S, Deadlines
 from gateway.server.draining import end_all, end_spread
 from gateway.server.ending import EndingConnection
 from gateway.server.failures import FailedHandshakes
+from gateway.server.hardening import harden
 from gateway.server.keys import refresh_keys
 from gateway.server.life import SessionLife
 from gateway.server.limits import ConnectionLimits
@@ -525,6 +526,7 @@ async def _main(control_fd: int, descriptors_fd: int) -> None:
 
 def main() -> None:
     """Entry point of the process."""
+    harden()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole terminal; the supervisor answers it

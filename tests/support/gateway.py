@@ -18,7 +18,7 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,12 +99,12 @@ class Gateway:
             )
         self._log_start = 0
 
-    def start(self, *, wait: bool = True) -> None:
-        """Start it, and wait until it is ready."""
+    def start(self, *, wait: bool = True, prefix: Sequence[str] = ()) -> None:
+        """Start it, by the command of `prefix` if given, and wait until it is ready."""
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log, self.stdout_path.open("ab") as stdout:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "run", "--config", str(self.config)],
+                [*prefix, sys.executable, "-m", "gateway", "run", "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=log,

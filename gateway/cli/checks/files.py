@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gateway.cli.checks.finding import Finding
+from gateway.cli.checks.finding import Finding, Status
 
 if TYPE_CHECKING:
     from gateway.config import GatewaySettings
@@ -18,6 +18,7 @@ ROOM_BYTES_MIN: Final = 512 * 1024 * 1024
 
 
 def check_modes(path: Path, settings: "GatewaySettings") -> Iterator[Finding]:
+    """Whether what holds secrets is open to others, and `data_dir` is ours."""
     private = [(path, "it may hold passwords"), *_key_files(settings)]
     database = settings.registry.url.removeprefix("sqlite:///")
     if database != settings.registry.url:
@@ -46,10 +47,12 @@ def check_modes(path: Path, settings: "GatewaySettings") -> Iterator[Finding]:
             f"node.data_dir {data_dir} cannot be written by this user",
             f"chown it: chown -R $USER {place}",
         )
-    elif place == data_dir and stat.S_IMODE(data_dir.stat().st_mode) & 0o022:
+    elif place == data_dir and (mode := stat.S_IMODE(data_dir.stat().st_mode)) & 0o077:
         fine = False
+        status: Status = "error" if mode & 0o022 else "warning"
+        what = "written" if mode & 0o022 else "read"
         yield Finding(
-            "files", "error", f"node.data_dir {data_dir} can be written by others", f"chmod 700 {data_dir}"
+            "files", status, f"node.data_dir {data_dir} can be {what} by others", f"chmod 700 {data_dir}"
         )
     if fine:
         yield Finding("files", "ok", "the modes of configuration, keys and data are right")
