@@ -15,7 +15,7 @@ __all__ = ["Acceptor"]
 
 log = structlog.get_logger()
 
-_ACCEPTS_MAX: Final = 256
+_ACCEPTS_MAX: Final = 64
 """Accepted in one turn of the loop: those that are connected already are served in between. As many as the poller takes
 events in a turn, else a flood that is slower to serve than to accept fills the kernel's queue, and newcomers wait for seconds."""
 _RETRY_S: Final = 1.0
@@ -24,6 +24,9 @@ _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 
 class Acceptor:
     """Accepts on a bound socket, until `close`. Every connection gets a protocol of its own."""
+
+    is_newcomer = False
+    """Those that wait are let in beside the sessions, up to a bound: most of a flood is cheap to serve once it gave up."""
 
     def __init__(
         self, poller: Poller, sock: socket.socket, backlog: int, make: Callable[[], StreamProtocol]
@@ -49,6 +52,8 @@ class Acceptor:
 
     def ready(self, events: int) -> None:  # noqa: ARG002 - whatever it is, accept tells
         """Somebody has connected."""
+        if self._poller.is_behind:
+            return  # the kernel keeps them, and tells again
         for _ in range(_ACCEPTS_MAX):
             try:
                 # As `socket.accept` does, without the wrapper that it makes of each.

@@ -45,7 +45,7 @@ class Stream(asyncio.Transport):
 
     __slots__ = (
         "_buffer", "_descriptor", "_error", "_finishing", "_high", "_is_closing", "_is_ended", "_is_lost", "_is_paused",
-        "_is_readable", "_is_writing_paused", "_poller", "_protocol", "_rest", "_sock", "peer",
+        "_is_readable", "_is_writing_paused", "_poller", "_protocol", "_rest", "_sock", "is_newcomer", "peer",
     )  # fmt: skip
 
     def __init__(self, poller: Poller, sock: socket.SocketType, peer: Any, protocol: StreamProtocol) -> None:
@@ -65,6 +65,8 @@ class Stream(asyncio.Transport):
         self._is_closing = False
         self._is_lost = False
         self.peer = peer
+        self.is_newcomer = True
+        """Until the owner says otherwise."""
 
     def start(self) -> None:
         """Tell the protocol of its connection, and begin to read."""

@@ -418,6 +418,8 @@ class DeviceConnection(EndingConnection):
         self._handshake_ended(Outcome.OK, "")
         self._listener.observe_handshake(self.settled_at - self._accepted_at)
         self.phase = Phase.LIVE
+        assert self._transport is not None
+        self._transport.is_newcomer = False
         self._receiving = True
         self._opening = route.has_opening
         within_s = services.settings.idle_timeout_s
