@@ -227,7 +227,7 @@ class FramedSession:
             self._go_on()
 
     def _take(self, frames: list[Frame]) -> None:
-        received_at = self._wall()
+        received_at = self._wall() if frames else 0.0
         for frame in frames:
             self._number = number = self._number + 1
             self._log.received()

@@ -1,15 +1,15 @@
 """The seam between a connection and its route: what each may do with the other."""
 
-import dataclasses
 from typing import Protocol
+
+import msgspec
 
 __all__ = ["Bytes", "DeviceEnd", "DeviceInfo", "RouteSession"]
 
 Bytes = bytes | bytearray | memoryview
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class DeviceInfo:
+class DeviceInfo(msgspec.Struct, frozen=True):
     """Who is connected. `session` is a UUIDv7, new for every connection; `peer` and `local` are the addresses of the
     device and of the listener, as far as they are known.
     """
@@ -19,7 +19,7 @@ class DeviceInfo:
     identity: str
     group: str | None
     session: str
-    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    labels: dict[str, str] = {}
     peer: tuple[str, int] | None = None
     local: tuple[str, int] | None = None
 

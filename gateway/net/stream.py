@@ -15,14 +15,15 @@ from typing import Any, Final, Protocol
 
 from gateway.net.poller import EDGES, Poller
 
-__all__ = ["Stream", "StreamProtocol"]
+__all__ = ["BUFFERED_BYTES_MAX", "SEND", "SEND_LAST", "Stream", "StreamProtocol"]
 
 _WRITABLE: Final = EDGES | select.EPOLLOUT
 _READS: Final = ~select.EPOLLOUT
 _ENDS: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_SEND_MORE: Final = _SEND | socket.MSG_MORE
-_BUFFERED_BYTES_MAX: Final = 64 * 1024
+SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+SEND_LAST: Final = SEND | socket.MSG_MORE
+BUFFERED_BYTES_MAX: Final = 64 * 1024
+"""What may wait for a slow reader before its protocol is told to pause."""
 
 
 class StreamProtocol(Protocol):
@@ -55,7 +56,7 @@ class Stream(asyncio.Transport):
         self._protocol = protocol
         self._buffer = protocol.get_buffer(-1)
         self._rest: bytearray | None = None  # what the kernel did not take yet
-        self._high = _BUFFERED_BYTES_MAX
+        self._high = BUFFERED_BYTES_MAX
         self._error: Exception | None = None
         self._is_paused = False
         self._is_readable = False  # there was an event while paused, or there is more than a buffer
@@ -122,7 +123,7 @@ class Stream(asyncio.Transport):
     def _write_on(self) -> None:
         assert self._rest is not None
         try:
-            sent = self._sock.send(self._rest, _SEND)
+            sent = self._sock.send(self._rest, SEND)
         except BlockingIOError:
             return
         except OSError as exc:
@@ -152,13 +153,10 @@ class Stream(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send now, or keep what the kernel does not take."""
-        self._send(data, _SEND)
+        self.send(data)
 
-    def write_last(self, data: bytes | bytearray | memoryview) -> None:
-        """Send what `write_eof` or `close` follows at once, so that it leaves in one segment with the FIN."""
-        self._send(data, _SEND_MORE)
-
-    def _send(self, data: bytes | bytearray | memoryview, flags: int) -> None:
+    def send(self, data: bytes | bytearray | memoryview, flags: int = SEND) -> None:
+        """As `write`. With SEND_LAST, `write_eof` or `close` has to follow at once: the FIN leaves in one segment with it."""
         if self._rest is not None:
             self._rest += data
         elif self._is_closing:
@@ -223,7 +221,7 @@ class Stream(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """`pause_writing` above `high` bytes; `resume_writing` at a quarter of that."""
         assert low is None, "a quarter of `high`"
-        self._high = _BUFFERED_BYTES_MAX if high is None else high
+        self._high = BUFFERED_BYTES_MAX if high is None else high
 
     def get_write_buffer_size(self) -> int:
         """Bytes that the kernel has not taken yet."""

@@ -125,6 +125,14 @@ class ReplicaReader:
             self.damaged += 1
             return None
 
+    def has_commands(self) -> bool:
+        """Whether any command waits, for whichever device."""
+        try:
+            with self._environment.begin(self._commands) as transaction:
+                return bool(transaction.stat(self._commands)["entries"])
+        except lmdb.Error:
+            return True
+
     def commands(self, device_id: int) -> list[CommandRecord]:
         """What waits for a device, in order; those that have expired may be among them."""
         prefix = _id_key(device_id)

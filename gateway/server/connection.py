@@ -54,8 +54,6 @@ READ_BYTES: Final = 256 * 1024
 FAILED_AFTER_S: Final = 0.005
 """An alert leaves so long after the identity has come: what the look-up found takes some microseconds more or less, and
 this many times more. A timer counts in milliseconds, which hides the rest."""
-SEND_BUFFER_BYTES: Final = 64 * 1024
-"""What may wait for a slow device before its route is told to pause."""
 _read_buffer = memoryview(bytearray(READ_BYTES))
 """One for all connections of the process: the bytes are decrypted before the event loop reads again."""
 
@@ -97,7 +95,7 @@ class DeviceConnection(EndingConnection):
 
     def __init__(self, listener: Listener, services: Services, proxied: ProxyHeader | None = None) -> None:
         """`proxied`: what the balancer in front has said, with the addresses of both ends."""
-        super().__init__(services, ServerSession(self))
+        super().__init__(services, ServerSession(self, services.hellos))
         self._listener = listener
         self._proxied = proxied
         self._route: RouteSession | None = None
@@ -148,7 +146,6 @@ class DeviceConnection(EndingConnection):
         self._accepted_at = now
         self.deadline = now + services.settings.handshake_timeout_s
         services.deadlines.add(self)
-        transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Where the device's bytes go."""
@@ -414,7 +411,7 @@ class DeviceConnection(EndingConnection):
         self.device_id = record.device_id
         self.credential_id = record.credential_id
         self._live_route = route
-        self.session_id = uuid7(services.wall(), random.randbytes(8))  # noqa: S311 - tells sessions apart, guards nothing
+        self.session_id = uuid7(wall := services.wall(), random.randbytes(8))  # noqa: S311 - tells sessions apart, guards nothing
         self._handshake_ended(Outcome.OK, "")
         self._listener.observe_handshake(self.settled_at - self._accepted_at)
         self.phase = Phase.LIVE
@@ -427,7 +424,7 @@ class DeviceConnection(EndingConnection):
             within_s = min(within_s, services.settings.first_message_timeout_s)
         self._expect_from_now_on(within_s)
         self.service_day = realm.service_day
-        services.life.opened(self, record, realm, services.wall())
+        services.life.opened(self, record, realm, wall)
         self._route = route.open_session(
             self,
             DeviceInfo(
@@ -437,8 +434,8 @@ class DeviceConnection(EndingConnection):
                 record.group,
                 self.session_id,
                 record.labels,
-                None if route.is_framed else self._socket_address("peername"),
-                None if route.is_framed else self._socket_address("sockname"),
+                self._socket_address("peername") if route.tells_addresses else None,
+                self._socket_address("sockname") if route.tells_addresses else None,
             ),
         )
         self._resolution = None

@@ -7,7 +7,7 @@ import struct
 from asyncio.trsock import TransportSocket
 from typing import Final
 
-from gateway.net.stream import Stream
+from gateway.net.stream import SEND, SEND_LAST, Stream
 from gateway.server.services import Services
 from gateway.tls.session import ServerSession
 
@@ -90,7 +90,7 @@ class EndingConnection(asyncio.BufferedProtocol):
     def _finish(self, *, is_end: bool) -> None:
         self._finished = True
         self._session.close()
-        self._flush(is_last=is_end or self._peer_finished)
+        self._flush(SEND_LAST if is_end or self._peer_finished else SEND)
         self._close_if_both_finished()
 
     def close(self) -> None:
@@ -126,25 +126,23 @@ class EndingConnection(asyncio.BufferedProtocol):
 
     # Inside
 
-    def _flush(self, *, is_last: bool = False) -> None:
-        """Transmit what the TLS session wants to say; after the last of it comes our FIN, at once."""
+    def _flush(self, flags: int = SEND) -> None:
+        """Transmit what the TLS session wants to say; with SEND_LAST our FIN comes at once after it."""
         output = self._session.output()
         if output and self._transport is not None:
             self._transmitted += len(output)
-            if is_last:
-                self._transport.write_last(output)
-            else:
-                self._transport.write(output)
+            self._transport.send(output, flags)
 
     def _close_if_both_finished(self) -> None:
         if self._finished and self._peer_finished and self._transport is not None:
             self.phase = Phase.CLOSING if self.phase is Phase.LIVE else self.phase
-            self._expect_within(LINGER_S)
             self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._expect_within(LINGER_S)
 
     def _linger(self) -> None:
         """Say the last words, then FIN, and wait for the peer's own end, LINGER_S at most."""
-        self._flush(is_last=True)
+        self._flush(SEND_LAST)
         if self.phase is Phase.GONE or self._transport is None:
             return
         self.phase = Phase.CLOSING

@@ -59,7 +59,8 @@ class SessionLife:
     ) -> None:
         """A session is live, of a credential with this record. `now` is Unix seconds."""
         self._sessions.add(record.device_id, session)
-        self.file_end(session, record.not_after)
+        if record.not_after is not None:
+            self.file_end(session, record.not_after)
         if record.device_id == NEWCOMER:
             self._newcomers.add(
                 (record.realm_id, record.device, session.address)
@@ -158,6 +159,8 @@ class SessionLife:
 
     def _report_limited(self, session: "DeviceConnection", realm: RealmRecord, since: float) -> None:
         limit = self._limit if realm.sessions_per_device is None else realm.sessions_per_device
+        if not limit and not self._limited:
+            return
         if self._limited.get(session.session_id, 0) == limit:
             return
         if limit:

@@ -6,7 +6,6 @@ that is refused gets a decoy key, and its handshake fails exactly as one with a 
 goes to log and metrics knows better.
 """
 
-import dataclasses
 import functools
 import hmac
 import math
@@ -40,7 +39,6 @@ _IDENTITIES_MAX: Final = 8
 _DIGEST_BYTES: Final = {"sha256": 32, "sha384": 48}
 
 
-@dataclasses.dataclass(slots=True)
 class Resolution(PskChoice):
     """A key for one handshake. `record` is the device's when `outcome` is OK; otherwise the key is a decoy."""
 
@@ -86,6 +84,8 @@ class DeviceLookup:
         self._damaged = 0
         self._max_staleness_s = max_staleness_s
         self._stale_at = 0.0 if max_staleness_s else math.inf
+        self._has_commands = False
+        """As of the last notice of the follower, which comes for every command."""
 
     @property
     def is_ready(self) -> bool:
@@ -107,6 +107,7 @@ class DeviceLookup:
         if not keep_overlay:
             self._overlay = {}
         self.reload_realms()
+        self._has_commands = self._reader is not None and self._reader.has_commands()
 
     def _open_reader(self, generation: Path) -> None:
         reader = ReplicaReader.open(generation)
@@ -135,8 +136,9 @@ class DeviceLookup:
             self._stale_at = at + self._max_staleness_s
 
     def replace_overlay(self, records: Overlay) -> None:
-        """What stands above the replica while it cannot be written, by `identity_key`; None: not there any more."""
+        """The replica has changed. What stands above it while it cannot be written, by `identity_key`; None: not there any more."""
         self._overlay = records
+        self._has_commands = self._reader is not None and self._reader.has_commands()
 
     def close(self) -> None:
         """Close the replica."""
@@ -166,7 +168,7 @@ class DeviceLookup:
 
     def commands(self, device_id: int) -> list[CommandRecord]:
         """What waits for a device, in order; those that have expired may be among them."""
-        return [] if self._reader is None else self._reader.commands(device_id)
+        return self._reader.commands(device_id) if self._reader is not None and self._has_commands else []
 
     def resolve(
         self, realm: RealmRecord | None, offered: Sequence[OfferedPsk], address: str, now: float

@@ -37,6 +37,8 @@ class LiveRoute:
     """One route of one worker."""
 
     is_framed = False
+    tells_addresses = False
+    """Whether its backend is told the addresses of both ends of a session."""
     has_opening = False
     """Whether a session begins with something that has to be whole before the deadline of the first message."""
 
@@ -84,6 +86,7 @@ class StreamRoute(LiveRoute):
     def __init__(self, route: Route, settings: TcpSettings, metrics: WorkerMetrics, spawn: Spawn) -> None:
         super().__init__(route, metrics)
         self._backend = TcpBackend(route.backend, settings)
+        self.tells_addresses = settings.proxy_protocol
         self._spawn = spawn
 
     def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:

@@ -16,6 +16,7 @@ from gateway.server.lookup import DeviceLookup
 from gateway.server.routes import LiveRoutes
 from gateway.server.tracing import Tracers
 from gateway.telemetry.connection_log import ConnectionLog
+from gateway.wire.client_hello import HelloMemory
 
 if TYPE_CHECKING:
     from gateway.server.connection import DeviceConnection
@@ -46,6 +47,7 @@ class Services:
     tracers: Tracers
     process: str
     """The name of the worker, as its log lines have it."""
+    hellos: HelloMemory = dataclasses.field(default_factory=HelloMemory)
     id_prefix: str = dataclasses.field(default_factory=lambda: os.urandom(4).hex())
     """Of the ids of connections: another one in each life of each worker."""
     numbers: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1))

@@ -11,6 +11,8 @@ import enum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from gateway.telemetry.tallies import TallyCounter, TallyHistogram
+
 __all__ = ["CredentialState", "FollowerMetrics", "Lookup", "Outcome", "SupervisorMetrics", "WorkerMetrics"]
 
 HANDSHAKE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -72,13 +74,13 @@ class WorkerMetrics:
     """What a worker counts: handshakes, look-ups, bytes and messages."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.handshakes = Counter(
+        self.handshakes = TallyCounter(
             "pskgw_handshakes",
             "Handshakes that ended, by outcome. tls_version and cipher are empty when none was agreed on.",
             ["listener", "outcome", "tls_version", "cipher"],
             registry=registry,
         )
-        self.handshake_duration = Histogram(
+        self.handshake_duration = TallyHistogram(
             "pskgw_handshake_duration_seconds",
             "Time from the accepted connection to the finished handshake, successful ones only.",
             buckets=HANDSHAKE_BUCKETS_S,
@@ -90,37 +92,37 @@ class WorkerMetrics:
             ["listener"],
             registry=registry,
         )
-        self.lookups = Counter(
+        self.lookups = TallyCounter(
             "pskgw_lookups",
             "Look-ups of an identity in the replica, by result.",
             ["result"],
             registry=registry,
         )
-        self.lookup_duration = Histogram(
+        self.lookup_duration = TallyHistogram(
             "pskgw_lookup_duration_seconds",
             "Time of one look-up in the replica.",
             buckets=LOOKUP_BUCKETS_S,
             registry=registry,
         )
-        self.received_bytes = Counter(
+        self.received_bytes = TallyCounter(
             "pskgw_received_bytes", "Payload bytes received from devices.", ["route"], registry=registry
         )
-        self.sent_bytes = Counter(
+        self.sent_bytes = TallyCounter(
             "pskgw_sent_bytes", "Payload bytes sent to devices.", ["route"], registry=registry
         )
-        self.messages_received = Counter(
+        self.messages_received = TallyCounter(
             "pskgw_messages_received",
             "Messages received from devices, refused ones included.",
             ["route"],
             registry=registry,
         )
-        self.messages_delivered = Counter(
+        self.messages_delivered = TallyCounter(
             "pskgw_messages_delivered",
             "Messages that the backend confirmed.",
             ["route", "backend"],
             registry=registry,
         )
-        self.messages_rejected = Counter(
+        self.messages_rejected = TallyCounter(
             "pskgw_messages_rejected",
             "Messages refused, by the reason that the device was told.",
             ["route", "reason"],

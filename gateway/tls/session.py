@@ -9,14 +9,15 @@ Client states: HANDSHAKE -> OPEN -> CLOSED. The two directions of OPEN end on th
 more comes in, `close` that nothing more goes out; after both, or after `Failed`, the session is over.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
+
+import msgspec
 
 from gateway.errors import LimitReached, PeerError
 from gateway.tls.contexts import RealmContexts
 from gateway.tls.openssl import ClientContext, Engine, TlsFailure, TlsVersion, Watch
-from gateway.wire.client_hello import ClientHello, HelloScanner, OfferedPsk
+from gateway.wire.client_hello import ClientHello, HelloMemory, HelloScanner, OfferedPsk
 
 __all__ = [
     "ClientSession",
@@ -31,17 +32,19 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(slots=True)
-class PskChoice:
+class PskChoice(msgspec.Struct):
     """The one identity that a handshake goes on with, and the key that its proof is checked against.
 
     `hash_name` is the hash that the key is bound to in TLS 1.3, `sha256` or `sha384`. An owner may derive from this
-    class to remember whether the key is a device's or a decoy.
+    class to remember whether the key is a device's or a decoy. Printing it does not show the key.
     """
 
     identity: bytes
-    key: bytes = dataclasses.field(repr=False)
+    key: bytes
     hash_name: str
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(identity={self.identity!r}, hash_name={self.hash_name!r})"
 
 
 class ServerPolicy(Protocol):
@@ -58,8 +61,7 @@ class ServerPolicy(Protocol):
         """
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Established:
+class Established(msgspec.Struct, frozen=True, gc=False):
     """The handshake is complete and both sides have proved the key. Names are OpenSSL's."""
 
     version: str
@@ -67,20 +69,17 @@ class Established:
     alpn: bytes
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Data:
+class Data(msgspec.Struct, frozen=True, gc=False):
     """Decrypted bytes, never empty."""
 
     data: bytes
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class PeerClosed:
+class PeerClosed(msgspec.Struct, frozen=True, gc=False):
     """The peer sent close_notify: no more bytes will come from it."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """The session is over: by an error of ours, or by a `TlsFailure` of OpenSSL. `output` has the alert, if any."""
 
     error: PeerError | LimitReached | TlsFailure
@@ -163,12 +162,13 @@ class _Session:
 class ServerSession(_Session):
     """The gateway's end of one connection."""
 
-    __slots__ = ("_alert", "_choice", "_policy", "_scanner", "contexts", "hello", "watch")
+    __slots__ = ("_alert", "_choice", "_hellos", "_policy", "_scanner", "contexts", "hello", "watch")
 
-    def __init__(self, policy: ServerPolicy) -> None:
+    def __init__(self, policy: ServerPolicy, hellos: HelloMemory | None = None) -> None:
         super().__init__()
         self._policy: ServerPolicy | None = policy
-        self._scanner: HelloScanner | None = HelloScanner()
+        self._hellos = hellos
+        self._scanner: HelloScanner | None = None
         self._choice: PskChoice | None = None
         self._alert = b""
         self.hello: ClientHello | None = None
@@ -201,11 +201,15 @@ class ServerSession(_Session):
 
     def _scan(self, data: "bytes | bytearray | memoryview") -> Sequence[Event]:
         """Wait for the whole hello, decide on it, and only then make the SSL object."""
-        assert self._scanner is not None
+        scanner = self._scanner
         try:
-            hello = self._scanner.feed(data)
+            hello = self._hellos.read(data) if scanner is None and self._hellos is not None else None
             if hello is None:
-                return _NOTHING
+                if scanner is None:
+                    scanner = self._scanner = HelloScanner()
+                hello = scanner.feed(data)
+                if hello is None:
+                    return _NOTHING
             engine = self._decide(hello)
         except (PeerError, LimitReached) as error:
             self._over = True
@@ -215,12 +219,11 @@ class ServerSession(_Session):
                 if self.watch is not None:  # OpenSSL, which would tell of it, has not seen this connection
                     self.watch.message(sent=True, version=0x0301, content_type=0x15, data=self._alert[-2:])
             return (Failed(error),)
-        received = self._scanner.received
-        self._scanner = None
         self._engine = engine
         if self.watch is not None:
             engine.watch(self.watch)
-        engine.feed(received)
+        engine.feed(data if scanner is None else scanner.received)
+        self._scanner = None
         return self._progress(engine)
 
     def _decide(self, hello: ClientHello) -> Engine:

@@ -14,14 +14,16 @@ Invariants:
 
 import re
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from gateway.errors import PeerError, PeerFault
 from gateway.wire.suites import suite_name
 
 __all__ = [
     "ClientHello",
+    "HelloMemory",
     "HelloScanner",
     "OfferedPsk",
     "decode_chosen_suite",
@@ -34,8 +36,7 @@ TLS_1_3: Final = 0x0304
 PSK_DHE_KE: Final = 1  # RFC 8446 section 4.2.9
 
 
-@dataclass(frozen=True, slots=True)
-class OfferedPsk:
+class OfferedPsk(msgspec.Struct, frozen=True, gc=False):
     """One identity of the pre_shared_key extension (RFC 8446 section 4.2.11).
 
     `binder_length` (bytes, 32 to 255) tells the hash the client binds the key to: 32 is SHA-256, 48 is SHA-384.
@@ -45,8 +46,7 @@ class OfferedPsk:
     binder_length: int
 
 
-@dataclass(frozen=True, slots=True)
-class ClientHello:
+class ClientHello(msgspec.Struct, frozen=True):
     """What a client offers, each list in the client's order, GREASE values (RFC 8701) included.
 
     `versions` is the supported_versions extension or, without one, the legacy_version, which stands for everything
@@ -166,6 +166,46 @@ class HelloScanner:
             raise PeerError(PeerFault.OVERSIZED, f"a ClientHello of more than {self._max} bytes on the wire")
 
 
+class HelloMemory:
+    """Remembers what hellos said: those of one make of device are alike but for random and session id.
+
+    Of TLS 1.2 alone, whose hellos repeat; in TLS 1.3 each has a key share and a binder of its own. At most
+    HELLOS_KEPT_MAX are held, all forgotten when one more comes, so strangers can make it useless and not large.
+    """
+
+    __slots__ = ("_hellos",)
+
+    def __init__(self) -> None:
+        self._hellos: dict[tuple[int, bytes], ClientHello] = {}
+
+    def read(self, data: bytes | bytearray | memoryview) -> ClientHello | None:
+        """The hello when `data` is one record with one whole hello and nothing else; None: a scanner must see.
+
+        Raises PeerError as a scanner would that is fed `data`.
+        """
+        size = len(data)
+        if not WHOLE_BYTES_MIN < size <= WHOLE_BYTES_MAX:
+            return None
+        kind, major, record_size, word, version, session_id_size = _whole_start(data, 0)
+        if (
+            kind != HANDSHAKE
+            or major != VERSION_MAJOR
+            or record_size != size - RECORD_HEADER_BYTES
+            or word != CLIENT_HELLO << 24 | size - RECORD_HEADER_BYTES - MESSAGE_HEADER_BYTES
+            or session_id_size > SESSION_ID_BYTES_MAX
+        ):
+            return None
+        key = (version, bytes(data[WHOLE_BYTES_MIN + session_id_size :]))
+        hello = self._hellos.get(key)
+        if hello is None:
+            hello = decode_client_hello(bytes(data[RECORD_HEADER_BYTES + MESSAGE_HEADER_BYTES :]))
+            if TLS_1_3 not in hello.versions and len(key[1]) <= HELLO_KEPT_BYTES_MAX:
+                if len(self._hellos) >= HELLOS_KEPT_MAX:
+                    self._hellos.clear()
+                self._hellos[key] = hello
+        return hello
+
+
 def decode_client_hello(body: bytes) -> ClientHello:
     """Decode the body of a ClientHello, without the header of the handshake message.
 
@@ -195,6 +235,12 @@ HTTP_STARTS: Final = tuple(
 MQTT_CONNECT: Final = 0x10
 
 _record_header = struct.Struct(">BBxH").unpack_from
+
+HELLOS_KEPT_MAX: Final = 64
+HELLO_KEPT_BYTES_MAX: Final = 512
+WHOLE_BYTES_MIN: Final = 44  # headers, version, random and the length of the session id
+WHOLE_BYTES_MAX: Final = 4096  # longer ones are rare; the scanner has their bounds
+_whole_start = struct.Struct(">BBxHIH32xB").unpack_from
 
 
 def _refuse_start(wire: bytearray) -> None:

@@ -7,8 +7,9 @@ extended, which is what happens here. `Engine` is one SSL object between two mem
 `feed` bytes from the network, `handshake` or `read`, then `drain` what must go to the network, also after an error,
 because the alert is in there.
 
-OpenSSL asks for keys by C callbacks that know only the `SSL *`. An engine stands in `handshaking` under that address
-exactly while its `SSL_do_handshake` runs, so a callback finds its engine and an engine that is gone cannot be found.
+OpenSSL asks for keys by C callbacks that know only the `SSL *`. They come only while `SSL_do_handshake` runs, in the thread
+that called it; there the engine stands in `per_thread` for exactly that time, so an engine that is gone cannot be found.
+The scratch buffers are the thread's too: engines of several threads do not meet.
 A callback never raises into C: an exception is kept and raised again by the pump that called OpenSSL.
 
 Server contexts speak one version each (see `contexts`), so each has one PSK callback only:

@@ -1,5 +1,6 @@
 """The C callbacks by which OpenSSL asks for keys and application protocols: see the theory of operation of the package."""
 
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.tls.openssl.library import TlsVersion, ffi, lib
@@ -8,16 +9,30 @@ if TYPE_CHECKING:
     from gateway.tls.openssl.engine import Engine
 
 __all__ = [
+    "SCRATCH_BYTES",
     "alpn_select_callback",
-    "handshaking",
+    "per_thread",
     "psk_client_callback",
     "psk_find_session_callback",
     "psk_server_callback",
     "psk_use_session_callback",
 ]
 
-handshaking: "dict[int, Engine]" = {}
-"""By the address of its `SSL *`, while `SSL_do_handshake` runs."""
+
+class PerThread(threading.local):
+    """What the engines of one thread share, each for the time of one call."""
+
+    engine: "Engine | None" = None
+    """Whose `SSL_do_handshake` runs."""
+
+    def __init__(self) -> None:
+        self.plain = ffi.new("char[]", SCRATCH_BYTES)
+        self.records = ffi.new("char[]", SCRATCH_BYTES)
+
+
+SCRATCH_BYTES: Final = 64 * 1024
+"""For decrypted bytes, and for records on their way out: four records each."""
+per_thread: Final = PerThread()
 
 _MAX_PSK_BYTES: Final = (
     64  # RFC 4279 section 5.3 asks for at least this much; longer keys are refused when added
@@ -25,8 +40,10 @@ _MAX_PSK_BYTES: Final = (
 _SUITE_OF_HASH: Final = {"sha256": b"\x13\x01", "sha384": b"\x13\x02"}
 
 
-def _engine_of(ssl: Any) -> "Engine":
-    return handshaking[int(ffi.cast("uintptr_t", ssl))]
+def _engine() -> "Engine":
+    engine = per_thread.engine
+    assert engine is not None
+    return engine
 
 
 def _tls13_session(ssl: Any, key: bytes, hash_name: str) -> Any:
@@ -40,8 +57,8 @@ def _tls13_session(ssl: Any, key: bytes, hash_name: str) -> Any:
 
 
 @ffi.callback("unsigned int(SSL *, char *, unsigned char *, unsigned int)", error=0)  # type: ignore[untyped-decorator]  # cffi has no types
-def psk_server_callback(ssl: Any, identity: Any, psk: Any, psk_bytes_max: int) -> int:
-    engine = _engine_of(ssl)
+def psk_server_callback(_ssl: Any, identity: Any, psk: Any, psk_bytes_max: int) -> int:
+    engine = _engine()
     try:
         assert engine.find_key is not None
         found = engine.find_key(ffi.string(identity))
@@ -51,14 +68,16 @@ def psk_server_callback(ssl: Any, identity: Any, psk: Any, psk_bytes_max: int) -
     if found is None:
         return 0
     key = found[0]
-    assert len(key) <= min(psk_bytes_max, _MAX_PSK_BYTES)
-    ffi.memmove(psk, key, len(key))
-    return len(key)
+    size = len(key)
+    assert size <= psk_bytes_max
+    assert size <= _MAX_PSK_BYTES
+    ffi.memmove(psk, key, size)
+    return size
 
 
 @ffi.callback("int(SSL *, unsigned char *, size_t, SSL_SESSION **)", error=0)  # type: ignore[untyped-decorator]  # cffi has no types
 def psk_find_session_callback(ssl: Any, identity: Any, identity_bytes: int, session: Any) -> int:
-    engine = _engine_of(ssl)
+    engine = _engine()
     session[0] = ffi.NULL
     try:
         assert engine.find_key is not None
@@ -72,8 +91,10 @@ def psk_find_session_callback(ssl: Any, identity: Any, identity_bytes: int, sess
 
 
 @ffi.callback("int(SSL *, unsigned char **, unsigned char *, unsigned char *, unsigned int, void *)", error=3)  # type: ignore[untyped-decorator]  # cffi has no types
-def alpn_select_callback(ssl: Any, out: Any, out_bytes: Any, offered: Any, offered_bytes: int, _: Any) -> int:
-    engine = _engine_of(ssl)
+def alpn_select_callback(
+    _ssl: Any, out: Any, out_bytes: Any, offered: Any, offered_bytes: int, _: Any
+) -> int:
+    engine = _engine()
     offers: dict[bytes, int] = {}
     data = ffi.buffer(offered, offered_bytes)[:]
     position = 0
@@ -90,10 +111,10 @@ def alpn_select_callback(ssl: Any, out: Any, out_bytes: Any, offered: Any, offer
 
 
 @ffi.callback("unsigned int(SSL *, char *, char *, unsigned int, unsigned char *, unsigned int)", error=0)  # type: ignore[untyped-decorator]  # cffi has no types
-def psk_client_callback(  # noqa: PLR0917 - OpenSSL's signature
-    ssl: Any, hint: Any, identity: Any, identity_bytes_max: int, psk: Any, psk_bytes_max: int
+def psk_client_callback(
+    _ssl: Any, hint: Any, identity: Any, identity_bytes_max: int, psk: Any, psk_bytes_max: int
 ) -> int:
-    engine = _engine_of(ssl)
+    engine = _engine()
     try:
         assert engine.choose_key is not None
         chosen = engine.choose_key(None if hint == ffi.NULL else ffi.string(hint))
@@ -110,7 +131,7 @@ def psk_client_callback(  # noqa: PLR0917 - OpenSSL's signature
 
 @ffi.callback("int(SSL *, EVP_MD *, unsigned char **, size_t *, SSL_SESSION **)", error=0)  # type: ignore[untyped-decorator]  # cffi has no types
 def psk_use_session_callback(ssl: Any, _digest: Any, identity: Any, identity_bytes: Any, session: Any) -> int:
-    engine = _engine_of(ssl)
+    engine = _engine()
     session[0] = ffi.NULL
     try:
         assert engine.choose_key is not None

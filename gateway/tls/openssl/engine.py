@@ -5,7 +5,7 @@ from typing import Final
 
 from OpenSSL import SSL
 
-from gateway.tls.openssl.callbacks import handshaking
+from gateway.tls.openssl.callbacks import SCRATCH_BYTES, per_thread
 from gateway.tls.openssl.library import TlsVersion, failure, ffi, lib
 from gateway.tls.openssl.watching import Watch, unwatch, watch
 
@@ -13,15 +13,14 @@ __all__ = ["RECORD_BYTES", "ChooseKey", "Engine", "FindKey"]
 
 RECORD_BYTES: Final = 16384
 """Most plaintext bytes of one record (RFC 8446 section 5.1)."""
-_SCRATCH_BYTES: Final = 256 * 1024
-"""One process-wide buffer for decrypted bytes and one for records on their way out; used only within one call."""
 _BIO_BYTES_KEPT: Final = 4096
 """Memory BIOs never shrink: after a larger piece they are replaced, so that an idle session stays small."""
 
-_plain = ffi.new("char[]", _SCRATCH_BYTES)
-_records = ffi.new("char[]", _SCRATCH_BYTES)
+_MEMORY: Final = lib.BIO_s_mem()
 _WANT_READ: Final = lib.SSL_ERROR_WANT_READ
 _ZERO_RETURN: Final = lib.SSL_ERROR_ZERO_RETURN
+_TLS1_3: Final = int(TlsVersion.TLS1_3)
+_ADDRESS: Final = ffi.typeof("uintptr_t")
 _cipher_names: dict[int, str] = {}
 
 FindKey = Callable[[bytes], tuple[bytes, str] | None]
@@ -37,12 +36,12 @@ class Engine:
     """
 
     __slots__ = (
-        "_address",
         "_context",
         "_from_ssl",
         "_grown",
         "_into_ssl",
         "_record_bytes",
+        "_to_drain",
         "choose_key",
         "error",
         "find_key",
@@ -70,13 +69,13 @@ class Engine:
         self.identity: bytes | None = None  # what the client callback offered, kept while OpenSSL may read it
         self.error: BaseException | None = None
         self.ssl = ffi.gc(lib.SSL_new(context._context), lib.SSL_free)  # noqa: SLF001 - as above
-        self._address = int(ffi.cast("uintptr_t", self.ssl))
         self._grown = False
+        self._to_drain = False  # whether something ran that may have left records
         self._new_bios()
 
     def _new_bios(self) -> None:
-        self._into_ssl = lib.BIO_new(lib.BIO_s_mem())
-        self._from_ssl = lib.BIO_new(lib.BIO_s_mem())
+        self._into_ssl = lib.BIO_new(_MEMORY)
+        self._from_ssl = lib.BIO_new(_MEMORY)
         lib.SSL_set_bio(self.ssl, self._into_ssl, self._from_ssl)  # owns both, and frees the old ones
 
     def feed(self, data: "bytes | bytearray | memoryview") -> None:
@@ -91,11 +90,12 @@ class Engine:
 
         Raises TlsFailure; what must still be sent (the alert) is in `drain`.
         """
-        handshaking[self._address] = self
+        self._to_drain = True
+        per_thread.engine = self
         try:
             result = lib.SSL_do_handshake(self.ssl)
         finally:
-            del handshaking[self._address]
+            per_thread.engine = None
         if self.error is not None:
             error, self.error = self.error, None
             lib.ERR_clear_error()
@@ -109,19 +109,22 @@ class Engine:
     def read(self) -> bytes | None:
         """Decrypted bytes of all records fed so far (`b""`: none yet), or None after the peer's close_notify.
 
-        At most 256 KiB at a time; feed no more than that before reading. Raises TlsFailure.
+        At most 64 KiB at a time; read again until there is nothing. Raises TlsFailure.
         """
+        self._to_drain = True  # an alert, or the answer to a key update
+        plain = per_thread.plain
         filled = 0
         while True:
-            result = lib.SSL_read(self.ssl, _plain + filled, _SCRATCH_BYTES - filled)
+            result = lib.SSL_read(self.ssl, plain + filled, SCRATCH_BYTES - filled)
             if result <= 0:
                 break
             filled += result
-            if filled > _SCRATCH_BYTES - RECORD_BYTES:
-                return bytes(ffi.buffer(_plain, filled))
+            if filled > SCRATCH_BYTES - RECORD_BYTES:
+                break
         if filled:
             # A close or an error behind the data shows again at the next call.
-            return bytes(ffi.buffer(_plain, filled))
+            data: bytes = ffi.buffer(plain, filled)[:]
+            return data
         error = lib.SSL_get_error(self.ssl, result)
         if error == _WANT_READ:
             return b""
@@ -131,6 +134,12 @@ class Engine:
 
     def write(self, data: "bytes | bytearray | memoryview") -> None:
         """Encrypt `data` whole; the records wait in `drain`. Raises TlsFailure after a failure or a close."""
+        self._to_drain = True
+        size = len(data)
+        if 0 < size <= self._record_bytes:
+            if lib.SSL_write(self.ssl, ffi.from_buffer(data), size) <= 0:
+                raise failure()
+            return
         view = memoryview(data)
         while view:
             piece = view[: self._record_bytes]
@@ -141,26 +150,27 @@ class Engine:
 
     def shutdown(self) -> None:
         """Queue close_notify; once is enough. After a fatal alert there is nothing left to say."""
+        self._to_drain = True
         if lib.SSL_shutdown(self.ssl) < 0:
             lib.ERR_clear_error()
 
     def drain(self) -> bytes:
         """Records that must go to the network, all of them."""
-        size = lib.BIO_read(self._from_ssl, _records, _SCRATCH_BYTES)
-        if size <= 0:
-            data = b""
-        elif size < _SCRATCH_BYTES:
-            data = ffi.buffer(_records, size)[:]
-        else:
-            pieces = []
-            while size > 0:
-                pieces.append(ffi.buffer(_records, size)[:])
-                size = lib.BIO_read(self._from_ssl, _records, _SCRATCH_BYTES)
+        if not self._to_drain:
+            return b""
+        self._to_drain = False
+        records = per_thread.records
+        size = lib.BIO_read(self._from_ssl, records, SCRATCH_BYTES)
+        data: bytes = b"" if size <= 0 else ffi.buffer(records, size)[:]
+        if size == SCRATCH_BYTES:
+            pieces = [data]
+            while (size := lib.BIO_read(self._from_ssl, records, SCRATCH_BYTES)) > 0:
+                pieces.append(ffi.buffer(records, size)[:])
             data = b"".join(pieces)
         if self._grown or len(data) > _BIO_BYTES_KEPT:
             self._grown = False
             self._new_bios()
-        return bytes(data)
+        return data
 
     def watch(self, by: Watch) -> None:
         """Tell `by` of every message and secret from now on; only where the context is watched."""
@@ -174,8 +184,7 @@ class Engine:
     @property
     def version(self) -> str:
         """Negotiated version: `TLSv1.2` or `TLSv1.3`."""
-        number = lib.SSL_version(self.ssl)
-        return "TLSv1.3" if number == TlsVersion.TLS1_3 else "TLSv1.2"
+        return "TLSv1.3" if lib.SSL_version(self.ssl) == _TLS1_3 else "TLSv1.2"
 
     @property
     def cipher(self) -> str:
@@ -183,7 +192,7 @@ class Engine:
         cipher = lib.SSL_get_current_cipher(self.ssl)
         if cipher == ffi.NULL:
             return ""
-        address = int(ffi.cast("uintptr_t", cipher))  # the library's own constants: few, and they never move
+        address = int(ffi.cast(_ADDRESS, cipher))  # the library's own constants: few, and they never move
         name = _cipher_names.get(address)
         if name is None:
             name = _cipher_names[address] = ffi.string(lib.SSL_CIPHER_get_name(cipher)).decode("ascii")
