@@ -20,6 +20,8 @@ __all__ = ["BUFFERED_BYTES_MAX", "SEND", "SEND_LAST", "Stream", "StreamProtocol"
 _WRITABLE: Final = EDGES | select.EPOLLOUT
 _READS: Final = ~select.EPOLLOUT
 _ENDS: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_ENDED: Final = select.EPOLLIN | select.EPOLLRDHUP
+_DONT_WAIT: Final = socket.MSG_DONTWAIT
 SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 SEND_LAST: Final = SEND | socket.MSG_MORE
 BUFFERED_BYTES_MAX: Final = 64 * 1024
@@ -78,47 +80,46 @@ class Stream(asyncio.Transport):
     # From the poller
 
     def ready(self, events: int) -> None:
-        """Something happened on the socket."""
+        """Something happened on the socket: write what waits, read once, and see to it that what is left is read too."""
         try:
             if self._rest is not None and events & select.EPOLLOUT:
                 self._write_on()
-            if events & _READS:
-                self._read(bool(events & _ENDS))
+            if not events & _READS:
+                return
+            if self._is_paused:
+                self._is_readable = True
+                return
+            if self._is_closing or self._is_ended:
+                return
+            buffer = self._buffer
+            try:
+                size = self._sock.recv_into(buffer, 0, _DONT_WAIT)
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                self._lose(exc)
+                return
+            if not size:
+                self._ended()
+                return
+            self._protocol.buffer_updated(size)
+            if (events & _ENDS or size == len(buffer)) and not self._is_closing:
+                self._is_readable = True
+                if not self._is_paused:
+                    self._poller.put_off(self._read_on)
         except Exception as exc:  # noqa: BLE001 - the connection's boundary: it ends, the others go on
             self._fatal(exc)
 
-    def _read(self, is_ending: bool) -> None:
-        """Read once, and see to it that what is left is read too."""
-        if self._is_paused:
-            self._is_readable = True
-            return
-        if self._is_closing or self._is_ended:
-            return
-        try:
-            size = self._sock.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError as exc:
-            self._lose(exc)
-            return
-        if not size:
-            self._is_ended = True
-            if not self._protocol.eof_received():
-                self.close()
-            return
-        self._protocol.buffer_updated(size)
-        if (is_ending or size == len(self._buffer)) and not self._is_closing:
-            self._is_readable = True
-            if not self._is_paused:
-                self._poller.put_off(self._read_on)
+    def _ended(self) -> None:
+        """The peer's FIN."""
+        self._is_ended = True
+        if not self._protocol.eof_received():
+            self.close()
 
     def _read_on(self) -> None:
         if self._is_readable and not self._is_paused:
             self._is_readable = False
-            try:
-                self._read(is_ending=True)
-            except Exception as exc:  # noqa: BLE001 - as in `ready`
-                self._fatal(exc)
+            self.ready(_ENDED)
 
     def _write_on(self) -> None:
         assert self._rest is not None

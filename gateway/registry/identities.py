@@ -66,9 +66,10 @@ def is_identity(raw: bytes) -> bool:
     if not 0 < len(raw) <= IDENTITY_BYTES_MAX:
         return False
     try:
-        return not _has_control_characters(raw.decode("utf-8"))
+        text = raw.decode("utf-8")
     except UnicodeDecodeError:
         return False
+    return text.isprintable() or not _has_control_characters(text)
 
 
 def parse_key_hex(text: str) -> Key:

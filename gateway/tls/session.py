@@ -144,11 +144,17 @@ class _Session:
                 self._open = True
                 self._handshake_done()
                 events.append(Established(engine.version, engine.cipher, engine.alpn))
-            while data := engine.read():
-                events.append(Data(data))
-            if data is None:
-                self._over = self._sent_close
-                events.append(_PEER_CLOSED)
+                if not engine.has_input:
+                    return events
+            while True:
+                data = engine.read()
+                if data:
+                    events.append(Data(data))
+                elif data is None:
+                    self._over = self._sent_close
+                    events.append(_PEER_CLOSED)
+                if not engine.is_more:
+                    break
         except TlsFailure as failure:
             self._over = True
             events.append(Failed(failure))

@@ -16,6 +16,7 @@ RECORD_BYTES: Final = 16384
 _BIO_BYTES_KEPT: Final = 4096
 """Memory BIOs never shrink: after a larger piece they are replaced, so that an idle session stays small."""
 
+_NULL: Final = ffi.NULL
 _MEMORY: Final = lib.BIO_s_mem()
 _WANT_READ: Final = lib.SSL_ERROR_WANT_READ
 _ZERO_RETURN: Final = lib.SSL_ERROR_ZERO_RETURN
@@ -46,6 +47,7 @@ class Engine:
         "error",
         "find_key",
         "identity",
+        "is_more",
         "protocols",
         "ssl",
     )
@@ -69,6 +71,7 @@ class Engine:
         self.identity: bytes | None = None  # what the client callback offered, kept while OpenSSL may read it
         self.error: BaseException | None = None
         self.ssl = ffi.gc(lib.SSL_new(context._context), lib.SSL_free)  # noqa: SLF001 - as above
+        self.is_more = False  # whether `read` has to be called again before anything is fed
         self._grown = False
         self._to_drain = False  # whether something ran that may have left records
         self._new_bios()
@@ -106,26 +109,36 @@ class Engine:
             return False
         raise failure()
 
-    def read(self) -> bytes | None:
-        """Decrypted bytes of all records fed so far (`b""`: none yet), or None after the peer's close_notify.
+    @property
+    def has_input(self) -> bool:
+        """Whether something that was fed is not taken yet."""
+        return bool(lib.BIO_get_mem_data(self._into_ssl, _NULL) > 0)
 
-        At most 64 KiB at a time; read again until there is nothing. Raises TlsFailure.
+    def read(self) -> bytes | None:
+        """Decrypted bytes of the records fed so far (`b""`: none yet), or None after the peer's close_notify.
+
+        At most 64 KiB at a time; read again while it `has_input` or a failure or a close stands behind the data, as
+        `is_more` tells. Raises TlsFailure.
         """
         self._to_drain = True  # an alert, or the answer to a key update
+        ssl = self.ssl
         plain = per_thread.plain
-        filled = 0
-        while True:
-            result = lib.SSL_read(self.ssl, plain + filled, SCRATCH_BYTES - filled)
-            if result <= 0:
-                break
-            filled += result
-            if filled > SCRATCH_BYTES - RECORD_BYTES:
-                break
-        if filled:
-            # A close or an error behind the data shows again at the next call.
+        filled = lib.SSL_read(ssl, plain, SCRATCH_BYTES)
+        if filled > 0:
+            # A record that is taken from the memory BIO is taken whole, so an empty one has nothing more.
+            while self.has_input and filled <= SCRATCH_BYTES - RECORD_BYTES:
+                result = lib.SSL_read(ssl, plain + filled, SCRATCH_BYTES - filled)
+                if result <= 0:
+                    # A close or an error behind the data shows again at the next call; half a record does not.
+                    self.is_more = lib.SSL_get_error(ssl, result) != _WANT_READ
+                    break
+                filled += result
+            else:
+                self.is_more = self.has_input
             data: bytes = ffi.buffer(plain, filled)[:]
             return data
-        error = lib.SSL_get_error(self.ssl, result)
+        self.is_more = False
+        error = lib.SSL_get_error(ssl, filled)
         if error == _WANT_READ:
             return b""
         if error == _ZERO_RETURN:

@@ -16,6 +16,7 @@ ffi: Final[Any] = _binding.ffi
 
 _SYMBOLS: Final = (
     "BIO_free",
+    "BIO_get_mem_data",
     "BIO_new",
     "BIO_new_mem_buf",
     "BIO_read",
