@@ -31,23 +31,25 @@ class Tally:
 class TallyCounter(Collector):
     """A family of counts, one for each set of label values. `name` is without `_total`."""
 
+    _type = "counter"  # this, `_name` and `_labelnames` as prometheus_client's own have them
+
     def __init__(
         self, name: str, documentation: str, label_names: Sequence[str], registry: CollectorRegistry
     ) -> None:
         self._name = name
         self._documentation = documentation
-        self._label_names = tuple(label_names)
+        self._labelnames = tuple(label_names)
         self._tallies: dict[tuple[str, ...], Tally] = {}
         registry.register(self)
 
     def labels(self, *values: str) -> Tally:
         """The count of these label values, in the order of the names. Bind it once, where it is needed."""
-        assert len(values) == len(self._label_names)
+        assert len(values) == len(self._labelnames)
         return self._tallies.setdefault(values, Tally())
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """As prometheus_client asks."""
-        family = CounterMetricFamily(self._name, self._documentation, labels=self._label_names)
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
         for values, tally in self._tallies.items():
             family.add_metric(values, tally.value)
         yield family
@@ -55,6 +57,9 @@ class TallyCounter(Collector):
 
 class TallyHistogram(Collector):
     """A histogram without labels. `buckets` are the upper bounds, ascending, without infinity."""
+
+    _type = "histogram"
+    _labelnames: tuple[str, ...] = ()
 
     def __init__(
         self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry

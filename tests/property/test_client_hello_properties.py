@@ -6,7 +6,14 @@ from pathlib import Path
 from hypothesis import example, given, settings, strategies as st
 
 from gateway.errors import PeerError
-from gateway.wire.client_hello import ClientHello, HelloScanner, OfferedPsk, decode_client_hello
+from gateway.wire.client_hello import (
+    HELLOS_KEPT_MAX,
+    ClientHello,
+    HelloMemory,
+    HelloScanner,
+    OfferedPsk,
+    decode_client_hello,
+)
 
 patient = settings(deadline=None)  # a busy machine is not a failure; pytest's time-out bounds the test
 
@@ -197,3 +204,40 @@ def test_bound_is_exact(sample: Sample, fragments: list[int], room: int) -> None
     assert (found == sample.hello) == (room >= 0)
     again, _ = verdict(cut(data, [7]), bound=len(data) + room)
     assert again == found
+
+
+def remembered(memory: HelloMemory, data: bytes) -> Verdict:
+    try:
+        return memory.read(memoryview(data))
+    except PeerError as exc:
+        return exc.args
+
+
+@patient
+@given(st.lists(st.one_of(arbitrary, samples().map(lambda each: records(each.body, [1 << 14]))), max_size=6))
+def test_a_memory_says_nothing_else_than_a_scanner(flights: list[bytes]) -> None:
+    memory = HelloMemory()
+    for data in flights + flights:
+        found = remembered(memory, data)
+        assert found is None or found == verdict([data], bound=1 << 14)[0]
+
+
+@patient
+@given(samples(), st.binary(min_size=32, max_size=32), st.binary(max_size=32))
+def test_hellos_that_differ_in_random_and_session_id_say_the_same(
+    sample: Sample, random: bytes, session_id: bytes
+) -> None:
+    memory = HelloMemory()
+    body = sample.body
+    other = body[:2] + random + sized(session_id, 1) + body[35 + body[34] :]
+    assert memory.read(records(body, [1 << 14])) == sample.hello
+    assert memory.read(records(other, [1 << 14])) == sample.hello
+
+
+def test_a_memory_is_bounded_and_goes_on() -> None:
+    memory = HelloMemory()
+    hello = b"\x03\x03" + bytes(32) + b"\0" + sized(words((0xA8,))) + sized(b"\0", 1)
+    for number in range(3 * HELLOS_KEPT_MAX):
+        data = records(hello + sized(extension(99, number.to_bytes(4))), [1 << 14])
+        assert memory.read(data) == decode_client_hello(data[9:])
+        assert len(memory._hellos) <= HELLOS_KEPT_MAX
