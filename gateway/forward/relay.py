@@ -6,23 +6,41 @@ Memory is bounded: while one side's buffer is above its high-water mark, the oth
 """
 
 import asyncio
-from typing import Final, Protocol, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol, cast
 
 from gateway.errors import BackendUnavailable, ControlError
 from gateway.forward.session import DeviceEnd
+from gateway.net.poller import Poller
+from gateway.net.stream import StreamProtocol
 
 __all__ = ["Relay", "StreamBackend"]
 
 _BUFFER_BYTES = 64 * 1024
 """What may wait for the service before the device is not read any more; the transport adds one read at the most."""
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
 
 _read_buffer = memoryview(bytearray(_READ_BYTES))
 """One for all relays of the process: the bytes are encrypted before the event loop reads again."""
 
 
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+"""Runs a coroutine as a task that the worker owns."""
+
+
+class Cancellable(Protocol):
+    """An attempt to connect."""
+
+    def cancel(self) -> object: ...
+
+
 class StreamBackend(Protocol):
     """A backend that a stream can be connected to."""
+
+    def begin(
+        self, poller: Poller, protocol: StreamProtocol, done: Callable[[OSError | None], None]
+    ) -> Cancellable | None:
+        """Connect `protocol` without a task, and call `done`; None where that cannot be, and `connect` has to."""
 
     async def connect(self, protocol: asyncio.BaseProtocol) -> None:
         """Connect `protocol`, or raise BackendUnavailable."""
@@ -41,7 +59,7 @@ class RelayLog(Protocol):
 class Relay(asyncio.BufferedProtocol):
     """One session: a `RouteSession` towards the device, a protocol towards the service.
 
-    `connect` runs once, as the task `connecting` of the owner; until it is done the device is not read.
+    `begin` is called once; until it is connected the device is not read.
     """
 
     __slots__ = (
@@ -59,13 +77,25 @@ class Relay(asyncio.BufferedProtocol):
     def __init__(self, device: DeviceEnd, log: RelayLog) -> None:
         self._device = device
         self._log = log
-        self.connecting: asyncio.Task[None] | None = None
+        self.connecting: Cancellable | None = None
         self._service: asyncio.Transport | None = None
         self._waiting: list[bytes] = []
         self._device_finished = False
         self._device_gone = False
         self._service_finished = False
         device.pause_receiving()
+
+    def begin(self, backend: StreamBackend, poller: Poller, spawn: Spawn) -> None:
+        """Connect to the service: at once, or by a task that tries again and again."""
+        started = poller.loop.time()
+
+        def done(error: OSError | None) -> None:
+            if error is None:
+                self._log.backend_connected(poller.loop.time() - started)
+            else:
+                self.connecting = spawn(self.connect(backend))
+
+        self.connecting = backend.begin(poller, self, done) or spawn(self.connect(backend))
 
     async def connect(self, backend: StreamBackend) -> None:
         """Connect to the service, or close the session in an orderly way."""

@@ -4,7 +4,9 @@ from typing import Protocol
 
 import msgspec
 
-__all__ = ["Bytes", "DeviceEnd", "DeviceInfo", "RouteSession"]
+from gateway.net.poller import Poller
+
+__all__ = ["Bytes", "DeviceEnd", "DeviceInfo", "RouteSession", "StreamEnd"]
 
 Bytes = bytes | bytearray | memoryview
 
@@ -44,6 +46,14 @@ class DeviceEnd(Protocol):
 
     def resume_receiving(self) -> None:
         """Read from the device again."""
+
+
+class StreamEnd(DeviceEnd, Protocol):
+    """The device's side, as a route sees it that connects each session to a service."""
+
+    @property
+    def poller(self) -> Poller:
+        """Where its socket stands; that of the service may stand there too."""
 
 
 class RouteSession(Protocol):

@@ -1,6 +1,5 @@
 """A listening socket: accepts what has come, and makes a stream of each."""
 
-import errno
 import select
 import socket
 from collections.abc import Callable
@@ -19,7 +18,6 @@ _ACCEPTS_MAX: Final = 64
 """Accepted in one turn of the loop: those that are connected already are served in between. As many as the poller takes
 events in a turn, else a flood that is slower to serve than to accept fills the kernel's queue, and newcomers wait for seconds."""
 _RETRY_S: Final = 1.0
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Acceptor:
@@ -60,9 +58,7 @@ class Acceptor:
                 descriptor, peer = self._sock._accept()  # type: ignore[attr-defined] # noqa: SLF001
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError as exc:
-                if exc.errno not in _EXHAUSTED:
-                    raise
+            except OSError as exc:  # no descriptor, no memory
                 self._rest(exc)
                 return
             sock = socket.SocketType(self._family, socket.SOCK_STREAM, self._proto, descriptor)

@@ -48,11 +48,11 @@ class Stream(asyncio.Transport):
 
     __slots__ = (
         "_buffer", "_descriptor", "_error", "_finishing", "_high", "_is_closing", "_is_ended", "_is_lost", "_is_paused",
-        "_is_readable", "_is_writing_paused", "_poller", "_protocol", "_rest", "_sock", "is_newcomer", "peer",
+        "_is_readable", "_is_writing_paused", "_protocol", "_rest", "_sock", "is_newcomer", "peer", "poller",
     )  # fmt: skip
 
     def __init__(self, poller: Poller, sock: socket.SocketType, peer: Any, protocol: StreamProtocol) -> None:
-        self._poller = poller
+        self.poller = poller
         self._sock = sock
         self._descriptor = sock.fileno()
         self._protocol = protocol
@@ -71,11 +71,14 @@ class Stream(asyncio.Transport):
         self.is_newcomer = True
         """Until the owner says otherwise."""
 
-    def start(self) -> None:
+    def start(self, *, is_registered: bool = False) -> None:
         """Tell the protocol of its connection, and begin to read."""
-        self._protocol.connection_made(self)
-        if not self._is_lost:
-            self._poller.add(self._descriptor, self, EDGES)
+        try:
+            self._protocol.connection_made(self)
+        except Exception as exc:  # noqa: BLE001 - as in `ready`
+            self._fatal(exc)
+        if not (is_registered or self._is_lost):
+            self.poller.add(self._descriptor, self, EDGES)
 
     # From the poller
 
@@ -106,7 +109,7 @@ class Stream(asyncio.Transport):
             if (events & _ENDS or size == len(buffer)) and not self._is_closing:
                 self._is_readable = True
                 if not self._is_paused:
-                    self._poller.put_off(self._read_on)
+                    self.poller.put_off(self._read_on)
         except Exception as exc:  # noqa: BLE001 - the connection's boundary: it ends, the others go on
             self._fatal(exc)
 
@@ -134,7 +137,7 @@ class Stream(asyncio.Transport):
             del self._rest[:sent]
         else:
             self._rest = None
-            self._poller.change(self._descriptor, EDGES)
+            self.poller.change(self._descriptor, EDGES)
             if self._finishing:
                 self._shut_down()
         if self._is_writing_paused and (self._rest is None or len(self._rest) <= self._high // 4):
@@ -150,7 +153,7 @@ class Stream(asyncio.Transport):
         self._protocol = protocol
         self._buffer = protocol.get_buffer(-1)
         self._is_readable = True  # by the size of the new buffer nobody can tell whether the socket is empty
-        self._poller.put_off(self._read_on)
+        self.poller.put_off(self._read_on)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send now, or keep what the kernel does not take."""
@@ -173,7 +176,7 @@ class Stream(asyncio.Transport):
             if sent == len(data):
                 return
             self._rest = bytearray(memoryview(data)[sent:])
-            self._poller.change(self._descriptor, _WRITABLE)
+            self.poller.change(self._descriptor, _WRITABLE)
         if len(self._rest) > self._high and not self._is_writing_paused:
             self._is_writing_paused = True
             self._protocol.pause_writing()
@@ -202,7 +205,7 @@ class Stream(asyncio.Transport):
         """Read again, in the next turn, what came meanwhile."""
         self._is_paused = False
         if self._is_readable:
-            self._poller.put_off(self._read_on)
+            self.poller.put_off(self._read_on)
 
     def is_closing(self) -> bool:
         """Whether `close` or `abort` was called, or the connection is lost."""
@@ -247,10 +250,10 @@ class Stream(asyncio.Transport):
             self._is_lost = True
             self._error = error
             self._rest = None
-            self._poller.put_off(self._lost)
+            self.poller.put_off(self._lost)
 
     def _fatal(self, exc: Exception) -> None:
-        self._poller.loop.call_exception_handler(
+        self.poller.loop.call_exception_handler(
             {
                 "message": "a protocol failed: its connection is cut",
                 "exception": exc,
@@ -263,8 +266,8 @@ class Stream(asyncio.Transport):
         try:
             self._protocol.connection_lost(self._error)
         except Exception as exc:  # noqa: BLE001 - as in `ready`
-            self._poller.loop.call_exception_handler(
+            self.poller.loop.call_exception_handler(
                 {"message": "a protocol failed at its end", "exception": exc, "protocol": self._protocol}
             )
-        self._poller.remove(self._descriptor)
+        self.poller.remove(self._descriptor)
         self._sock.close()

@@ -49,8 +49,8 @@ __all__ = ["READ_BYTES", "DeviceConnection"]
 
 log = structlog.get_logger()
 
-READ_BYTES: Final = 256 * 1024
-"""One read of the event loop: sixteen full records."""
+READ_BYTES: Final = 64 * 1024
+"""One read of the event loop: four full records."""
 FAILED_AFTER_S: Final = 0.005
 """An alert leaves so long after the identity has come: what the look-up found takes some microseconds more or less, and
 this many times more. A timer counts in milliseconds, which hides the rest."""

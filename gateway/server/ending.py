@@ -7,6 +7,7 @@ import struct
 from asyncio.trsock import TransportSocket
 from typing import Final
 
+from gateway.net.poller import Poller
 from gateway.net.stream import SEND, SEND_LAST, Stream
 from gateway.server.services import Services
 from gateway.tls.session import ServerSession
@@ -68,6 +69,12 @@ class EndingConnection(asyncio.BufferedProtocol):
         self.phase = Phase.GONE
         self.deadline = 0.0
         self.slot = 0
+
+    @property
+    def poller(self) -> Poller:
+        """Where its socket stands."""
+        assert self._transport is not None
+        return self._transport.poller
 
     def deadline_passed(self) -> None:
         """The phase took too long. The deadline is not filed any more."""

@@ -19,7 +19,7 @@ from gateway.forward.outbox import SpooledDelivery
 from gateway.forward.rate import DeviceRates
 from gateway.forward.relay import Relay
 from gateway.forward.route import Route, RouteTable
-from gateway.forward.session import DeviceEnd, DeviceInfo, RouteSession
+from gateway.forward.session import DeviceInfo, RouteSession, StreamEnd
 from gateway.forward.settings import RouteMatch
 from gateway.telemetry.metrics import WorkerMetrics
 from gateway.wire.framing import Reason
@@ -51,7 +51,7 @@ class LiveRoute:
         self._backend_name = route.backend
         self._is_away = False
 
-    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:
+    def open_session(self, device: StreamEnd, info: DeviceInfo) -> RouteSession:
         """A session whose handshake is done."""
         raise NotImplementedError
 
@@ -89,10 +89,10 @@ class StreamRoute(LiveRoute):
         self.tells_addresses = settings.proxy_protocol
         self._spawn = spawn
 
-    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:
+    def open_session(self, device: StreamEnd, info: DeviceInfo) -> RouteSession:
         """Connect to the service at once: it may speak first."""
         relay = Relay(device, self)
-        relay.connecting = self._spawn(relay.connect(self._backend.towards(info)))
+        relay.begin(self._backend.towards(info), device.poller, self._spawn)
         return relay
 
     def backend_connected(self, duration_s: float) -> None:
@@ -117,11 +117,11 @@ class MqttRoute(StreamRoute):
             reason: metrics.messages_rejected.labels(route.name, reason.value).inc for reason in Reason
         }
 
-    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:
+    def open_session(self, device: StreamEnd, info: DeviceInfo) -> RouteSession:
         """Wait for CONNECT, and connect to the broker then."""
 
         def begin(relay: Relay) -> None:
-            relay.connecting = self._spawn(relay.connect(self._backend.towards(info)))
+            relay.begin(self._backend.towards(info), device.poller, self._spawn)
 
         return MqttSession(device, info, self, password=self._password, begin=begin)
 
@@ -193,7 +193,7 @@ class FramedRoute(LiveRoute):
             reason: metrics.messages_rejected.labels(route.name, reason.value).inc for reason in Reason
         }
 
-    def open_session(self, device: DeviceEnd, info: DeviceInfo) -> RouteSession:
+    def open_session(self, device: StreamEnd, info: DeviceInfo) -> RouteSession:
         """Take the device's frames."""
         return FramedSession(
             device,

@@ -8,8 +8,10 @@ the device closes.
 """
 
 import asyncio
+import ipaddress
 import random
 import socket
+from collections.abc import Callable
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -17,6 +19,9 @@ from pydantic import AfterValidator, Field, model_validator
 from gateway.errors import BackendUnavailable
 from gateway.forward.backends.broker import BackendModel, TlsSettings, os_error_text, parse_broker_url
 from gateway.forward.session import DeviceInfo
+from gateway.net.connector import Attempts, Connecting
+from gateway.net.poller import Poller
+from gateway.net.stream import StreamProtocol
 from gateway.wire.proxy_protocol import encode_proxy_header
 
 __all__ = ["TLV_DEVICE", "TLV_IDENTITY", "TLV_REALM", "TcpBackend", "TcpSettings"]
@@ -99,10 +104,36 @@ class TcpBackend:
         self._host, self._port = settings.address
         self._back_off_s = 0.0
         self._next_try_at = 0.0
+        self._numeric = None if settings.uses_tls else _numeric_address(self._host, self._port)
+        self._attempts = Attempts(settings.connect_timeout_s)
 
     def towards(self, info: DeviceInfo) -> "DeviceBackend":
         """The backend as a session of this device connects to it."""
         return DeviceBackend(self, info)
+
+    def begin(
+        self,
+        poller: Poller,
+        protocol: StreamProtocol,
+        info: DeviceInfo,
+        done: Callable[[OSError | None], None],
+    ) -> Connecting | None:
+        """Try once, without a task, and call `done`. None, and nothing happens, where there is more to do: a name to
+        resolve, TLS, or a back-off to wait for.
+        """
+        now = poller.loop.time()
+        if self._numeric is None or now < self._next_try_at:
+            return None
+
+        def tried(error: OSError | None) -> None:
+            if error is None:
+                self._back_off_s = 0.0
+            else:
+                self._failed(poller.loop.time())
+            done(error)
+
+        first = encode_header(info) if self._settings.proxy_protocol else b""
+        return self._attempts.begin(poller, self._numeric, protocol, tried, first)
 
     async def connect(self, protocol: asyncio.BaseProtocol, info: DeviceInfo | None = None) -> None:
         """Connect `protocol` to the service; `info` is told to it where it is asked for.
@@ -188,9 +219,26 @@ class DeviceBackend:
         self._backend = backend
         self._info = info
 
+    def begin(
+        self, poller: Poller, protocol: StreamProtocol, done: Callable[[OSError | None], None]
+    ) -> Connecting | None:
+        """As `TcpBackend.begin`."""
+        return self._backend.begin(poller, protocol, self._info, done)
+
     async def connect(self, protocol: asyncio.BaseProtocol) -> None:
         """As `TcpBackend.connect`."""
         await self._backend.connect(protocol, self._info)
+
+
+def _numeric_address(host: str, port: int) -> tuple[int, tuple[str, int]] | None:
+    """Family and address, where `host` is no name and has no scope."""
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return None
+    if "%" in host:
+        return None
+    return (socket.AF_INET if version == 4 else socket.AF_INET6), (host, port)  # noqa: PLR2004 - the version of IP
 
 
 def encode_header(info: DeviceInfo) -> bytes:
