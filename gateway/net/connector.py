@@ -81,6 +81,7 @@ class Connecting:
             if self._first:
                 stream.write(self._first)
             stream.start(is_registered=True)
+            stream.ready(events)  # what the service said at once is in the same event, and comes in no other
 
 
 class Attempts:

@@ -1,14 +1,16 @@
 """Streams on a poller, on real sockets: what a protocol hears of, and that nothing is lost or kept without bound."""
 
 import asyncio
+import errno
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 import uvloop
 
 from gateway.net.acceptor import Acceptor
+from gateway.net.connector import Attempts, Connecting
 from gateway.net.poller import Poller
 from gateway.net.stream import SEND_LAST, Stream
 
@@ -218,5 +220,75 @@ def test_no_end_is_told_from_within_a_call(play: Play) -> None:
         await protocol.lost
         assert await asyncio.to_thread(peer.recv, 10) == b""
         peer.close()
+
+    play(body)
+
+
+@pytest.fixture
+def service() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(5)
+        yield listening
+
+
+def outcomes(found: list[OSError | None]) -> Callable[[Connecting, OSError | None], None]:
+    return lambda _, error: found.append(error)
+
+
+def test_what_a_service_says_at_once_is_heard(play: Play, service: socket.socket) -> None:
+    async def body(stage: Stage) -> None:
+        found: list[OSError | None] = []
+        protocol = Recorder()
+        address = service.getsockname()
+        Connecting(stage.poller, socket.AF_INET, address, protocol, outcomes(found), first=b"who")
+        accepted, _ = service.accept()
+        accepted.sendall(b"hello")
+        accepted.shutdown(socket.SHUT_WR)
+        await until(lambda: protocol.heard)
+        assert (found, bytes(protocol.received), protocol.heard) == ([None], b"hello", ["eof"])
+        protocol.stream.write(b" is there")
+        protocol.stream.close()
+        assert await protocol.lost is None
+        said = bytearray()
+        while piece := accepted.recv(100):
+            said += piece
+        assert said == b"who is there"
+        accepted.close()
+
+    play(body)
+
+
+def test_a_service_that_is_away_is_told(play: Play, service: socket.socket) -> None:
+    async def body(stage: Stage) -> None:
+        found: list[OSError | None] = []
+        address = service.getsockname()
+        service.close()
+        Connecting(stage.poller, socket.AF_INET, address, Recorder(), outcomes(found))
+        await until(lambda: found)
+        assert isinstance(found[0], OSError)
+        assert found[0].errno == errno.ECONNREFUSED
+
+    play(body)
+
+
+def test_an_attempt_that_takes_too_long_is_given_up(play: Play) -> None:
+    async def body(stage: Stage) -> None:
+        with socket.socket() as full:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            address = (int(socket.AF_INET), full.getsockname())
+            fillers = [socket.create_connection(full.getsockname(), timeout=5)]
+            found: list[OSError | None] = []
+            attempts = Attempts(0.2)
+            for _ in range(3):  # some still find room in the backlog; the last one cannot
+                attempts.begin(stage.poller, address, Recorder(), found.append)
+            cancelled = attempts.begin(stage.poller, address, Recorder(), found.append)
+            assert cancelled is not None
+            cancelled.cancel()
+            await until(lambda: any(error is not None for error in found))
+            assert {error.errno for error in found if error is not None} == {errno.ETIMEDOUT}
+            assert len(found) <= 3
+            for each in fillers:
+                each.close()
 
     play(body)
