@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import sys
 import time
@@ -12,11 +13,13 @@ from types import FrameType
 from typing import Any
 
 import gateway
+from gateway.cli.run import _supervisor_settings
+from gateway.config import load
 from gateway.registry.notices import Published
 from gateway.registry.records import CredentialRecord, RealmRecord, identity_key
 from gateway.registry.replica import FORMAT, ReplicaMeta, create_generation
 from gateway.registry.sealing import MasterKey, Sealer, credential_context, secret_context
-from gateway.server.worker import Worker, WorkerSettings
+from gateway.server.worker import Worker
 from gateway.tls.openssl import ClientContext, TlsVersion
 from gateway.tls.session import ClientSession, Data, Established
 
@@ -134,19 +137,17 @@ async def counted_worker(folder: Path, route: dict[str, Any], backend: dict[str,
     master_key = folder / "master.key"
     master_key.touch(0o600)
     master_key.write_text("00" * 32)
-    settings = WorkerSettings.model_validate(
-        {
-            "log": {},
-            "data_dir": str(folder),
-            "drain_s": 0.2,
-            "master_keys": {"name": "the test's", "path": str(master_key)},
-            "limits": {},
-            "listeners": [{"name": "tls", "bind": f"127.0.0.1:{port}", "profile": "compatible"}],
-            "routes": [{"name": "route", "backend": "backend"} | route],
-            "backends": {"backend": backend},
-        },
-        context={"base": str(folder)},
+    config = folder / "gateway.toml"
+    config.write_text(
+        'node.data_dir = "."\nregistry.url = "sqlite:///registry.db"\nregistry.master_key_file = "master.key"\n'
     )
+    listener = {"name": "tls", "bind": f"127.0.0.1:{port}", "profile": "compatible"}
+    environment = {
+        "PSKGW_LISTENERS": json.dumps([listener]),
+        "PSKGW_ROUTES": json.dumps([{"name": "route", "backend": "backend"} | route]),
+        "PSKGW_BACKENDS": json.dumps({"backend": backend}),
+    }
+    settings = _supervisor_settings(load(config, environment)).worker
     worker = Worker(settings, 0, 1, {"tls": [listening.detach()]}, lambda _message: None)
     serving = asyncio.get_running_loop().create_task(worker.serve())
     await asyncio.sleep(0)
