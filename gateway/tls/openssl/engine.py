@@ -43,6 +43,7 @@ class Engine:
         "_into_ssl",
         "_record_bytes",
         "_to_drain",
+        "_watched_at",
         "choose_key",
         "error",
         "find_key",
@@ -72,6 +73,7 @@ class Engine:
         self.error: BaseException | None = None
         self.ssl = ffi.gc(lib.SSL_new(context._context), lib.SSL_free)  # noqa: SLF001 - as above
         self.is_more = False  # whether `read` has to be called again before anything is fed
+        self._watched_at = 0
         self._grown = False
         self._to_drain = False  # whether something ran that may have left records
         self._new_bios()
@@ -187,11 +189,13 @@ class Engine:
 
     def watch(self, by: Watch) -> None:
         """Tell `by` of every message and secret from now on; only where the context is watched."""
-        watch(self._address, by)
+        self._watched_at = int(ffi.cast(_ADDRESS, self.ssl))
+        watch(self._watched_at, by)
 
     def free(self) -> None:
         """Give the SSL object back to OpenSSL now instead of at garbage collection. The engine is unusable after."""
-        unwatch(self._address)
+        if self._watched_at:
+            unwatch(self._watched_at)
         ffi.release(self.ssl)
 
     @property
