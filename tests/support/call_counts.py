@@ -19,6 +19,7 @@ from gateway.registry.notices import Published
 from gateway.registry.records import CredentialRecord, RealmRecord, identity_key
 from gateway.registry.replica import FORMAT, ReplicaMeta, create_generation
 from gateway.registry.sealing import MasterKey, Sealer, credential_context, secret_context
+from gateway.server.control import Drain
 from gateway.server.worker import Worker
 from gateway.tls.openssl import ClientContext, TlsVersion
 from gateway.tls.session import ClientSession, Data, Established
@@ -148,13 +149,18 @@ async def counted_worker(folder: Path, route: dict[str, Any], backend: dict[str,
         "PSKGW_BACKENDS": json.dumps({"backend": backend}),
     }
     settings = _supervisor_settings(load(config, environment)).worker
-    worker = Worker(settings, 0, 1, {"tls": [listening.detach()]}, lambda _message: None)
+    ours, theirs = socket.socketpair()
+    worker = Worker(settings, "worker-0", 1, theirs, lambda _message: None)
+    socket.send_fds(ours, [b"1"], [listening.fileno()])
+    worker.take_sockets({"tls": 1})
     serving = asyncio.get_running_loop().create_task(worker.serve())
     await asyncio.sleep(0)
     await worker.handle(Published(str(_replica(folder)), 1))
     yield port
-    worker.drain(0.2)
+    worker.drain(Drain(0.2))
     await serving
+    for each in (listening, ours, theirs):
+        each.close()
 
 
 def _replica(folder: Path) -> Path:
