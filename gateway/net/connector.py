@@ -24,7 +24,7 @@ class Connecting:
     OSError. There is no time-out but the kernel's: who cannot wait cancels.
     """
 
-    __slots__ = ("_address", "_done", "_first", "_poller", "_protocol", "_sock")
+    __slots__ = ("_address", "_done", "_first", "_poller", "_protocol", "_sock", "is_newcomer")
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Connecting:
         self._protocol = protocol
         self._done = done
         self._first = first
+        self.is_newcomer = False  # a device that has proved its key waits for it
         kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         self._sock: socket.SocketType | None = socket.SocketType(family, kind)
         try:
@@ -76,6 +77,7 @@ class Connecting:
         elif events & select.EPOLLOUT:
             self._sock = None
             stream = Stream(self._poller, sock, self._address, self._protocol)
+            stream.is_newcomer = False
             self._poller.replace(sock.fileno(), stream)
             self._done(self, None)
             if self._first:
