@@ -169,7 +169,8 @@ def test_new_connections_a_second(stage: Stage) -> None:
 
 def _connect_each_time(stage: Stage, address: str, times: int) -> None:
     for _ in range(times):
-        TlsDevice.connect(stage.port, stage.stream, address=address).close()
+        TlsDevice.connect(stage.port, stage.stream, address=address).reset()
+        wait_for(lambda: stage.gateway.metric("pskgw_connections") == 0, what="the connection gone")
 
 
 def test_refused_networks(stage: Stage) -> None:
