@@ -8,10 +8,11 @@ before anything is logged; `change` starts all loggers of ours anew.
 Tracebacks are printed without local variables: they may hold keys.
 """
 
+import contextlib
 import logging
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Literal, TextIO
+from typing import IO, Any, AnyStr, BinaryIO, Generic, Literal, TextIO, cast
 
 import msgspec
 import structlog
@@ -95,8 +96,23 @@ def _renderers(settings: LogSettings, stream: TextIO) -> list[Processor]:
 def _logger_factory(settings: LogSettings, stream: TextIO) -> Any:
     """Whole lines in one write each, so that the lines of several processes on one stream do not mix."""
     if settings.format == "json":
-        return structlog.BytesLoggerFactory(stream.buffer)
-    return structlog.WriteLoggerFactory(stream)
+        return structlog.BytesLoggerFactory(cast("BinaryIO", _Lossy(stream.buffer)))
+    return structlog.WriteLoggerFactory(cast("TextIO", _Lossy(stream)))
+
+
+class _Lossy(Generic[AnyStr]):
+    """A stream that loses what it cannot write: a full disk under the log, or a reader of it that is gone, stops nobody."""
+
+    def __init__(self, stream: IO[AnyStr]) -> None:
+        self._stream: IO[AnyStr] = stream
+
+    def write(self, line: AnyStr) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(line)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def _encode_json(event: MutableMapping[str, Any], **_kwargs: Any) -> bytes:

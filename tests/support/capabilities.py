@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["Unavailable", "missing", "small_disk"]
+__all__ = ["FailingDisk", "Unavailable", "failing_disk", "missing", "small_disk"]
 
 
 class Unavailable(Exception):
@@ -41,3 +42,52 @@ def small_disk(directory: Path, size_bytes: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+class FailingDisk:
+    """An ext4 file system on a loop device, which can fail as one does whose disk gave errors: it is read-only at once."""
+
+    def __init__(self, image: Path, directory: Path) -> None:
+        self._image = image
+        self._directory = directory
+
+    def mount(self) -> None:
+        _mount("-o", "loop", self._image, self._directory)
+
+    def fail(self) -> None:
+        """Make it read-only, for those too who write just now: what ext4 does when it aborts its journal."""
+        _mount("-o", "remount,abort", self._directory)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "--lazy", self._directory], check=True)
+
+    def repair(self) -> None:
+        """As the administrator does, when nobody uses it any more: unmount it, check it, mount it again."""
+        subprocess.run(["umount", self._directory], check=True)
+        checked = subprocess.run(["e2fsck", "-fy", self._image], capture_output=True, check=False)
+        assert checked.returncode in (0, 1), checked.stdout  # 1: it was repaired
+        self.mount()
+
+
+@contextlib.contextmanager
+def failing_disk(directory: Path, size_bytes: int = 64 << 20) -> Iterator[FailingDisk]:
+    """A disk of its own at `directory`. Raises Unavailable: only root may make one."""
+    if os.geteuid() != 0 or shutil.which("mkfs.ext4") is None:
+        raise Unavailable("a disk that fails needs root and e2fsprogs")
+    directory.mkdir(exist_ok=True)
+    image = directory.with_suffix(".image")
+    with image.open("wb") as file:
+        file.truncate(size_bytes)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    disk = FailingDisk(image, directory)
+    disk.mount()
+    try:
+        yield disk
+    finally:
+        disk.unmount()
+
+
+def _mount(*arguments: str | Path) -> None:
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unavailable(f"cannot mount here: {done.stderr.strip()}")

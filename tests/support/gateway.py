@@ -99,6 +99,14 @@ class Gateway:
             )
         self._log_start = 0
 
+    def unset(self, variable: str) -> None:
+        """Start it without this environment variable."""
+        self._environment.pop(variable, None)
+
+    def set(self, **variables: str) -> None:
+        """Start it with these environment variables."""
+        self._environment |= variables
+
     def start(self, *, wait: bool = True, prefix: Sequence[str] = ()) -> None:
         """Start it, by the command of `prefix` if given, and wait until it is ready."""
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
