@@ -24,7 +24,10 @@ __all__ = ["HandedListener", "ListeningSockets", "bind_admin", "lock_folder"]
 BACKLOG: Final = 4096
 """Connections that the kernel completes and keeps while the worker is busy (bounded by net.core.somaxconn)."""
 _KEEP_ALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
-"""A device that lost power is found after two minutes. Inherited by accepted sockets."""
+"""A device that lost power is found after two minutes."""
+_USER_TIMEOUT_MS: Final = 120_000
+"""The same where something waits to be sent to it, which takes the place of probes; also for one that acknowledges and
+reads nothing of it. Without it the kernel tries again for a quarter of an hour."""
 
 
 class HandedListener(msgspec.Struct, frozen=True):
@@ -222,7 +225,10 @@ def _listening_socket(address: Address) -> socket.socket:
     sock = _bound(address, share=True)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEP_ALIVE:
+        for option, value in (
+            *_KEEP_ALIVE,
+            (socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS),
+        ):  # accepted ones inherit them
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         sock.listen(BACKLOG)
     except OSError:
