@@ -16,47 +16,67 @@ _DESCRIPTORS_MAX: Final = 253
 """What one message of the kernel carries at most (SCM_MAX_FD)."""
 
 
+_Place = tuple[str, str]
+"""A listener, and the worker whose sockets of it these are: "" for our own."""
+
+
 class Accepting:
     """Accepts from `start` to `stop`. `factory` makes what makes the protocol of one connection."""
 
     def __init__(self, poller: Poller, factory: Callable[[Listener], Callable[[], StreamProtocol]]) -> None:
         self._poller = poller
         self._factory = factory
-        self._socks: dict[str, list[socket.socket]] = {}
-        self._acceptors: dict[str, list[Acceptor]] = {}
+        self._socks: dict[_Place, list[socket.socket]] = {}
+        self._acceptors: dict[_Place, list[Acceptor]] = {}
         self._is_stopped = False
         self.is_accepting = False
 
-    def take(self, sockets: Mapping[str, list[socket.socket]]) -> None:
-        """Take sockets for listeners; those that it had for them are let go."""
+    def take(self, sockets: Mapping[str, list[socket.socket]], of_worker: str = "") -> None:
+        """Take sockets for listeners, our own or those of another worker; those that it had there are let go."""
         for name, socks in sockets.items():
-            self.drop(name)
-            self._socks[name] = socks
+            self._drop((name, of_worker))
+            self._socks[name, of_worker] = socks
+        if self._is_stopped:
+            self._drop_all()
 
-    def drop(self, name: str) -> None:
+    def drop(self, listener: str) -> None:
         """Let go of the sockets of a listener."""
-        for acceptor in self._acceptors.pop(name, []):
-            acceptor.close()
-        for sock in self._socks.pop(name, []):
-            sock.close()
+        for place in [place for place in self._socks if place[0] == listener]:
+            self._drop(place)
+
+    def let_go(self, of_worker: str) -> None:
+        """Let go of the sockets of another worker."""
+        for place in [place for place in self._socks if place[1] == of_worker]:
+            self._drop(place)
 
     def start(self, listeners: Iterable[Listener]) -> None:
         """Accept on all sockets of these listeners; on those where it accepts already nothing changes."""
         if self._is_stopped:
             return
         self.is_accepting = True
-        for listener in listeners:
-            if listener.name not in self._acceptors:
-                self._acceptors[listener.name] = [
+        known = {listener.name: listener for listener in listeners}
+        for place in self._socks:
+            listener = known.get(place[0])
+            if listener is not None and place not in self._acceptors:
+                self._acceptors[place] = [
                     Acceptor(self._poller, sock, BACKLOG, self._factory(listener))
-                    for sock in self._socks.get(listener.name, [])
+                    for sock in self._socks[place]
                 ]
 
     def stop(self) -> None:
         """Accept no more, for good."""
         self.is_accepting, self._is_stopped = False, True
-        for name in list(self._socks):
-            self.drop(name)
+        self._drop_all()
+
+    def _drop(self, place: "_Place") -> None:
+        for acceptor in self._acceptors.pop(place, []):
+            acceptor.close()
+        for sock in self._socks.pop(place, []):
+            sock.close()
+
+    def _drop_all(self) -> None:
+        for place in list(self._socks):
+            self._drop(place)
 
 
 def receive_descriptors(channel: socket.socket, counts: Mapping[str, int]) -> dict[str, list[socket.socket]]:

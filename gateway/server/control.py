@@ -14,6 +14,7 @@ from gateway.server.trace_messages import (
 from gateway.telemetry.aggregate import Family
 
 __all__ = [
+    "Alive",
     "CheckReaders",
     "Collect",
     "CommandDelivered",
@@ -35,7 +36,6 @@ __all__ = [
     "Load",
     "Metrics",
     "Newcomers",
-    "Ping",
     "Reconfigure",
     "RetryDeadLetters",
     "SendCommand",
@@ -43,6 +43,8 @@ __all__ = [
     "SessionInfo",
     "SessionOpened",
     "Sessions",
+    "StandDown",
+    "StandIn",
     "StopAccepting",
     "Subscribe",
     "Used",
@@ -78,6 +80,19 @@ class StopAccepting(msgspec.Struct, tag=True, frozen=True):
     """Supervisor to a worker: accept no more connections, and listen to no broker's commands. Sessions stay."""
 
 
+class StandIn(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to a worker: accept on the sockets of a worker that is lost as well; `sockets` as in `Configure`."""
+
+    worker: str
+    sockets: dict[str, int]
+
+
+class StandDown(msgspec.Struct, tag=True, frozen=True):
+    """Supervisor to a worker: that other worker is back, let go of its sockets."""
+
+    worker: str
+
+
 class EndSessions(msgspec.Struct, tag=True, frozen=True):
     """Supervisor to a worker that accepts no more: end all sessions, spread over `within_s` seconds, and stay."""
 
@@ -103,8 +118,8 @@ class Load(msgspec.Struct, tag=True, frozen=True):
     is_draining: bool = False
 
 
-class Ping(msgspec.Struct, tag=True, frozen=True):
-    """Ask whether a process is alive."""
+class Alive(msgspec.Struct, tag=True, frozen=True):
+    """Worker to supervisor, in every tick: its event loop turns."""
 
 
 class FollowerStatus(msgspec.Struct, tag=True, frozen=True):
@@ -337,7 +352,9 @@ Message = (
     | Reconfigure
     | CountLoad
     | Load
-    | Ping
+    | Alive
+    | StandIn
+    | StandDown
     | Done
 )
 """`Published` and `Changed` are the notices of the registry's follower, sent as they are."""

@@ -18,18 +18,19 @@ from gateway.forward.secrets import REVEAL
 from gateway.registry.notices import Changed, Published
 from gateway.server.children import Child, HandedChild
 from gateway.server.control import (
+    Alive,
     Collect,
     Configure,
     Drain,
     EndSessions,
     FollowerStatus,
     Message,
-    Ping,
     Reconfigure,
     StopAccepting,
     Subscribe,
 )
 from gateway.server.node import SupervisorSettings
+from gateway.server.siblings import Siblings
 from gateway.server.sockets import ListeningSockets
 from gateway.telemetry.aggregate import Snapshot, retire
 
@@ -81,6 +82,8 @@ class Crew:
         self.departed: Snapshot = []
         """what those that are gone had counted"""
         self.is_drained = False
+        self._is_stopping = False
+        self.siblings = Siblings(sockets, lambda: self.workers, lambda: self._is_settled)
 
     @property
     def everyone(self) -> list[Child]:
@@ -141,6 +144,7 @@ class Crew:
     async def reconfigure(self, settings: SupervisorSettings, rebound: set[str]) -> None:
         """Put other settings in force in the workers that there are. Of listeners in `rebound` they get new sockets."""
         self._settings = settings
+        self.siblings.dissolve()  # its sockets may be others now
         await asyncio.gather(
             *(
                 self._reconfigure(worker, number, settings, rebound)
@@ -157,6 +161,7 @@ class Crew:
 
     async def stop(self, drain_s: float) -> None:
         """End all of them."""
+        self._is_stopping = True
         order = Drain(drain_s)
         await asyncio.gather(*(each.stop(order, drain_s + AFTER_DRAIN_S) for each in self.everyone))
 
@@ -205,19 +210,14 @@ class Crew:
         found = await asyncio.gather(*(worker.collect(Collect()) for worker in self.everyone))
         return [self.departed, *found]
 
-    async def silent(self, timeout_s: float) -> list[Child]:
-        """Those whose process is there and does not answer in time."""
-        workers = [worker for worker in self.everyone if worker.pid is not None]
+    @property
+    def is_alive(self) -> bool:
+        """Whether a worker speaks, or there is none that could."""
+        return not self.workers or len(self.siblings.silent) < len(self.workers)
 
-        async def answers(worker: Child) -> bool:
-            try:
-                await worker.call(Ping(), timeout_s)
-            except ControlError:
-                return worker.pid is None
-            return True
-
-        answered = await asyncio.gather(*map(answers, workers))
-        return [worker for worker, does in zip(workers, answered, strict=True) if not does]
+    @property
+    def _is_settled(self) -> bool:
+        return not (self._is_rolling or self.is_drained or self._is_stopping)
 
     # Inside
 
@@ -236,10 +236,20 @@ class Crew:
             name,
             "gateway.server.worker",
             configuration,
-            functools.partial(self._from_worker, name),
+            functools.partial(self._told, name),
             started=self._started,
-            ended=functools.partial(self._ended, name),
+            ended=functools.partial(self._has_ended, name),
         )
+
+    async def _told(self, name: str, message: Message) -> Message | None:
+        if isinstance(message, Alive):
+            self.siblings.heard(name)
+            return None
+        return await self._from_worker(name, message)
+
+    def _has_ended(self, name: str, by_itself: bool) -> None:
+        self.siblings.ended(name)
+        self._ended(name, by_itself)
 
     def _configure(self, number: int, count: int, settings: SupervisorSettings, worker: Child) -> Configure:
         """A new process gets the settings that its place has now, and its share of the sockets."""
@@ -282,6 +292,7 @@ class Crew:
             log.warning("worker_not_ready", child=worker.name, reason=str(exc))
             return
         worker.is_ready = True
+        self.siblings.is_ready(worker.name)
 
     async def _are_ready(self, workers: list[Child], patience_s: float | None) -> bool:
         """Wait until all accept. Where no old one does, as on a node without a replica, there is nothing to wait for."""

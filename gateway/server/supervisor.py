@@ -238,7 +238,8 @@ class Supervisor:
                 tasks.create_task(self._take_over(self._handover))
             informing = [
                 loop.create_task(keep_informed(self._manager, self._is_ready, self._describe)),
-                loop.create_task(keep_watchdog(self._manager, lambda: self._crew.workers, self._crew.silent)),
+                loop.create_task(keep_watchdog(self._manager, lambda: self._crew.is_alive)),
+                loop.create_task(self._crew.siblings.watch()),
                 loop.create_task(self._changes.run()),
             ]
             await self._stop.wait()

@@ -33,6 +33,7 @@ from gateway.server.command_sources import CommandSources
 from gateway.server.commands import CommandSender
 from gateway.server.connection import DeviceConnection
 from gateway.server.control import (
+    Alive,
     Collect,
     CommandDelivered,
     Configure,
@@ -49,11 +50,12 @@ from gateway.server.control import (
     Load,
     Message,
     Metrics,
-    Ping,
     Reconfigure,
     RetryDeadLetters,
     SendCommand,
     Sessions,
+    StandDown,
+    StandIn,
     StopAccepting,
     Subscribe,
 )
@@ -207,9 +209,9 @@ class Worker:
         self._drain_order = order
         self._draining.set()
 
-    def take_sockets(self, counts: dict[str, int]) -> None:
-        """Take the listening sockets that the supervisor has sent, so many for each listener."""
-        self._accepting.take(receive_descriptors(self._descriptors, counts))
+    def take_sockets(self, counts: dict[str, int], of_worker: str = "") -> None:
+        """Take the listening sockets that the supervisor has sent, so many for each listener; our own, or another's."""
+        self._accepting.take(receive_descriptors(self._descriptors, counts), of_worker)
 
     async def handle(self, message: Message) -> Message | None:
         """What the supervisor says."""
@@ -246,8 +248,11 @@ class Worker:
             case EndSessions():
                 self._stop_accepting()
                 self._spawn(end_spread(self._deadlines, message.within_s, "the node is drained"))
-            case Ping():
-                pass  # the answer says it all
+            case StandIn():
+                self.take_sockets(message.sockets, message.worker)
+                self._accepting.start(self._listeners.values())
+            case StandDown():
+                self._accepting.let_go(message.worker)
             case Drain():
                 self.drain(message)
             case _:
@@ -451,6 +456,7 @@ class Worker:
     # Time
 
     def _tick(self) -> None:
+        self._tell(Alive())
         for connection in self._deadlines.expired(time.monotonic()):
             connection.deadline_passed()
             if connection.phase is not connection.phase.GONE:

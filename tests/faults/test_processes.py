@@ -1,14 +1,11 @@
 """Processes that die: the others go on, the dead one is replaced, and nothing that was counted is lost."""
 
 import contextlib
-import dataclasses
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -16,12 +13,11 @@ from gateway.registry.store import NewDevice
 from tests.support.devices import Refused, TlsDevice
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 from tests.support.services import Service, echo
+from tests.support.visits import Repeated, Visit, visits_by
 
 WITHIN_S = 2.0
 FLEET = 24
 VISITORS = 4
-PAUSE_S = 0.02
-"""Between two rounds of each thread: a load that leaves a machine of two cores something to start a process with."""
 
 
 @pytest.fixture
@@ -37,60 +33,6 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
         with running(gateway):
             wait_for(lambda: len(gateway.events("accepting")) == 2, what="both workers accept")
             yield gateway
-
-
-class Repeated:
-    """Does something again and again on a thread until the block is left; what it raises is raised there."""
-
-    def __init__(self, action: Callable[[], None]) -> None:
-        self.count = 0
-        self._action = action
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self._error is not None and exc_info[0] is None:
-            raise self._error
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.wait(PAUSE_S):
-                self._action()
-                self.count += 1
-        except BaseException as exc:  # noqa: BLE001 - raised again by the owner
-            self._error = exc
-
-
-@dataclasses.dataclass
-class Visit:
-    """One attempt to connect and to exchange something."""
-
-    began: float
-    ended: float
-    served: bool
-
-
-def visits_by(port: int, device: Device, visits: list[Visit]) -> Callable[[], None]:
-    """An action: connect, exchange, leave."""
-
-    def visit() -> None:
-        began = time.monotonic()
-        try:
-            with TlsDevice.connect(port, device) as connection:
-                connection.echo(b"visit")
-            served = True
-        except (Refused, ConnectionError, AssertionError):
-            served = False
-        visits.append(Visit(began, time.monotonic(), served))
-
-    return visit
 
 
 def test_a_killed_worker_is_replaced_and_the_other_is_not_touched(
