@@ -15,7 +15,8 @@ __all__ = ["Acceptor"]
 log = structlog.get_logger()
 
 _ACCEPTS_MAX: Final = 64
-"""Accepted in one turn of the loop: those that are connected already are served in between."""
+"""Accepted in one turn of the loop: those that are connected already are served in between. As many as the poller takes
+events in a turn, else a flood that is slower to serve than to accept fills the kernel's queue, and newcomers wait for seconds."""
 _RETRY_S: Final = 1.0
 
 

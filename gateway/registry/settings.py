@@ -78,16 +78,54 @@ class RegistrySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
-    url: Annotated[str, AfterValidator(_parse_url), Field(repr=False)] = "sqlite:///registry.db"
-    master_key_file: Annotated[Path, AfterValidator(_resolve_path)] = Path("master.key")
-    master_key: Annotated[str | None, Field(repr=False)] = None
-    """Keys themselves, for the environment; like the two below, it takes the place of the file."""
-    master_key_credential: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,255}$")] | None = None
-    master_key_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    poll_interval_s: float = Field(default=0.5, ge=0.05, le=60, allow_inf_nan=False)
-    """How often the follower looks for changes; a change is felt within it and must be within a second."""
-    max_staleness_s: float = Field(default=0, ge=0, allow_inf_nan=False)
-    """How old the replica may be for a new device to be let in; 0: any age. Live sessions stay."""
+    url: Annotated[
+        str,
+        AfterValidator(_parse_url),
+        Field(
+            repr=False,
+            description="The database: `sqlite:///FILE`, `postgresql+psycopg://USER:PASSWORD@HOST/DATABASE` or, for MariaDB, "
+            "`mysql+pymysql://USER:PASSWORD@HOST/DATABASE`.",
+        ),
+    ] = "sqlite:///registry.db"
+    master_key_file: Annotated[
+        Path,
+        AfterValidator(_resolve_path),
+        Field(
+            description="File of mode 0600 with the master keys, 64 hex digits a line: the first seals device keys, all of them "
+            "open."
+        ),
+    ] = Path("master.key")
+    master_key: Annotated[
+        str | None,
+        Field(
+            repr=False,
+            description="Master keys themselves, meant for the environment; in place of the file, like the two below.",
+        ),
+    ] = None
+    master_key_credential: Annotated[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,255}$")] | None,
+        Field(description="Name of a systemd credential (`LoadCredential=`) with master keys."),
+    ] = None
+    master_key_command: Annotated[
+        Annotated[tuple[str, ...], Field(min_length=1)] | None,
+        Field(
+            description="Program and arguments: it prints master keys, is started without a shell and has 30 s."
+        ),
+    ] = None
+    poll_interval_s: float = Field(
+        default=0.5,
+        ge=0.05,
+        le=60,
+        allow_inf_nan=False,
+        description="Seconds between looks for changes. A change is felt within them, and promised within a second; with "
+        "PostgreSQL, which tells of changes, at once.",
+    )
+    max_staleness_s: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="How old the replica may be, in seconds, for a new device to be let in; live sessions stay. 0: any age.",
+    )
 
     @model_validator(mode="after")
     def _check_master_key(self) -> Self:
