@@ -1,6 +1,7 @@
 # make run     start a gateway from nothing      make test    install what the tests need, run them
 # make check   format, lint, types, layers       make bench   measure against peers
-# make prove   the long proofs in full size      make clean   remove what these made (./var stays)
+# make prove   the long proofs in full size      make docs    the documentation as a site, in build/site
+# make clean   remove what these made (./var stays)
 
 # The newest Python there is, 3.11 at least; or the one that is given: make run PYTHON=/opt/python/bin/python3
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
@@ -12,7 +13,7 @@ PEERS := mosquitto mosquitto-clients postgresql mariadb-server openssl nodejs gn
 	gcc libc6-dev libmbedtls-dev libwolfssl-dev golang-go prometheus tshark \
 	haproxy nginx-core libnginx-mod-stream systemd
 
-.PHONY: run test check bench prove clean peers
+.PHONY: run test check bench prove docs reference clean peers
 
 run: .venv/installed
 	@test -e var/gateway.toml || { echo "Making a configuration and a registry in ./var"; $(CTL) init var >/dev/null; }
@@ -42,6 +43,16 @@ check: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory docs
+
+# A warning, such as of a link that leads nowhere, is an error. The variable silences an advertisement of the theme.
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
+	@echo "The site is in build/site"
+
+# docs/reference, from the code
+reference: .venv/installed-dev
+	$(BIN)/python -m docs.generate
 
 bench: .venv/installed-dev peers
 	$(BIN)/python -m bench
@@ -51,7 +62,7 @@ prove: .venv/installed-dev peers
 
 clean:
 	rm -rf .venv build dist bench/build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
-	find gateway migrations tests bench -name __pycache__ -prune -exec rm -rf {} +
+	find gateway migrations tests bench docs -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps: .venv is made anew when pyproject.toml changed, and a second call costs nothing.
 .venv/installed: pyproject.toml
