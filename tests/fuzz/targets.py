@@ -7,6 +7,7 @@ replayed by the test suite.
 """
 
 import asyncio
+import ipaddress
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,13 +15,18 @@ from pathlib import Path
 from typing import Final
 
 from gateway.config import effective, load
-from gateway.errors import ConfigurationError, PeerError
+from gateway.errors import ConfigurationError, PeerError, PeerFault, RegistryRefused
+from gateway.registry.formats import FORMATS
+from gateway.registry.formats.base import FileDevice, Ignored
+from gateway.registry.formats.source import BadLine, DeviceFile
+from gateway.registry.identities import KEY_BYTES_MAX, KEY_BYTES_MIN, is_identity
 from gateway.server.channel import Channel
 from gateway.server.control import Done, Message
 from gateway.wire.client_hello import HelloScanner
 from gateway.wire.framing import Frame, FrameDecoder, LineDecoder, split_message_id
 from gateway.wire.length_framing import LengthDecoder
 from gateway.wire.mqtt_connect import CONNECT_BYTES_MAX, ConnectError, ConnectScanner
+from gateway.wire.proxy_protocol import ProxyHeader, ProxyHeaderScanner
 
 __all__ = ["CORPUS", "TARGETS", "corpus_of"]
 
@@ -109,6 +115,67 @@ def _connect(pieces: list[bytes]) -> object:
     return None
 
 
+def proxy_header(data: bytes) -> None:
+    """The PROXY header, versions 1 and 2: one verdict for all ways to cut the bytes, and PROXY_HEADER alone."""
+    at_once = _proxy_header([data])
+    assert at_once == _proxy_header(_pieces(data, 1)) == _proxy_header(_pieces(data, _size(data)))
+    if isinstance(at_once, tuple):
+        _check_proxy_header(at_once[0])
+    else:
+        assert at_once in {None, PeerFault.PROXY_HEADER}
+
+
+def _proxy_header(pieces: list[bytes]) -> "tuple[ProxyHeader, bytes] | PeerFault | None":
+    """The header and all that follows it; the fault; None while bytes are missing."""
+    scanner = ProxyHeaderScanner()
+    for number, piece in enumerate(pieces, 1):
+        try:
+            header = scanner.feed(piece)
+        except PeerError as exc:
+            return exc.fault
+        if header is not None:
+            return header, scanner.rest + b"".join(pieces[number:])
+    return None
+
+
+def _check_proxy_header(header: ProxyHeader) -> None:
+    assert (header.source is None) == (header.destination is None)
+    for end in (header.source, header.destination):
+        if end is not None:
+            ipaddress.ip_address(end[0])
+            assert 0 <= end[1] <= 65535
+
+
+def import_formats(data: bytes) -> None:
+    """A file of devices, read as every format there is: valid devices, and one line of print for what is none."""
+    with tempfile.NamedTemporaryFile() as file:
+        path = Path(file.name)
+        path.write_bytes(data)
+        for form in FORMATS.values():
+            parsed: list[FileDevice | BadLine | Ignored] = []
+            refusal = ""
+            with DeviceFile(path) as source:
+                try:
+                    parsed = list(form.read(source, form.key_encoding))
+                except RegistryRefused as exc:  # of the whole file, which is no text
+                    refusal = str(exc)
+            assert refusal.isprintable()
+            _check_devices(parsed, data)
+
+
+def _check_devices(parsed: list[FileDevice | BadLine | Ignored], data: bytes) -> None:
+    assert len(parsed) <= len(data)
+    for each in parsed:
+        assert 1 <= each.line <= data.count(b"\n") + 1
+        if not isinstance(each, FileDevice):
+            assert each.reason.isprintable()
+            continue
+        assert each.line <= each.last_line <= data.count(b"\n") + 1
+        for credential in each.credentials:
+            assert is_identity(credential.identity.encode())
+            assert credential.key is None or KEY_BYTES_MIN <= len(credential.key) <= KEY_BYTES_MAX
+
+
 def configuration(data: bytes) -> None:
     """gateway.toml: settings that can be shown, or one line that says what is wrong."""
     with tempfile.NamedTemporaryFile(suffix=".toml") as file:
@@ -146,7 +213,17 @@ async def _serve(data: bytes) -> None:
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     target.__name__: target
-    for target in (client_hello, lines, length16, length32, mqtt_connect, configuration, control)
+    for target in (
+        client_hello,
+        proxy_header,
+        lines,
+        length16,
+        length32,
+        mqtt_connect,
+        import_formats,
+        configuration,
+        control,
+    )
 }
 
 
