@@ -2,6 +2,8 @@
 # make check   format, lint, types, layers       make bench   measure against peers
 # make prove   the long proofs in full size      make docs    the documentation as a site, in build/site
 # make clean   remove what these made (./var stays)
+# make lock    lock what is installed, by hash   make bounds  test with the lowest and the newest dependencies
+# make audit   known weaknesses of what is locked
 
 # The newest Python there is, 3.11 at least; or the one that is given: make run PYTHON=/opt/python/bin/python3
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
@@ -13,7 +15,14 @@ PEERS := mosquitto mosquitto-clients postgresql mariadb-server openssl nodejs gn
 	gcc libc6-dev libmbedtls-dev libwolfssl-dev golang-go prometheus tshark \
 	haproxy nginx-core libnginx-mod-stream systemd
 
-.PHONY: run test check bench prove docs reference clean peers
+TEST_LOCK := tests/requirements.lock
+CONTAINER_LOCK := deploy/container/requirements.lock
+BUILD_LOCK := deploy/container/build.lock
+# For every platform and every Python from 3.11, and without a word of where it was found.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-emit-index-url --no-annotate
+
+.PHONY: run test check bench prove docs reference clean peers lock audit bounds
 
 run: .venv/installed
 	@test -e var/gateway.toml || { echo "Making a configuration and a registry in ./var"; $(CTL) init var >/dev/null; }
@@ -60,6 +69,28 @@ bench: .venv/installed-dev peers
 prove: .venv/installed-dev peers
 	$(BIN)/python -m pytest -m prove
 
+# Versions that are locked stay as they are while they fit; make lock UPGRADE=--upgrade takes the newest.
+lock: .venv/installed-dev
+	@$(COMPILE) $(UPGRADE) pyproject.toml --extra dev --group build --output-file $(TEST_LOCK) >/dev/null
+	@$(COMPILE) $(UPGRADE) pyproject.toml --extra all --output-file $(CONTAINER_LOCK) >/dev/null
+	@$(COMPILE) $(UPGRADE) --group pyproject.toml:build --output-file $(BUILD_LOCK) >/dev/null
+
+# Asks a service on the Internet about every version in the locks.
+audit: .venv/installed-dev
+	@for lock in $(TEST_LOCK) $(CONTAINER_LOCK) $(BUILD_LOCK); do \
+		echo "$$lock"; $(BIN)/pip-audit --disable-pip --require-hashes --requirement $$lock || failed=1; \
+	done; test -z "$$failed"
+
+# The bounds in pyproject.toml: the same tests with the lowest versions that it allows, and with the newest there are.
+BOUNDS_TESTS := tests/unit tests/property tests/interop/test_openssl.py tests/integration/test_lines.py
+bounds: .venv/installed-dev peers
+	@for versions in lowest-direct highest; do \
+		echo "With the $$versions versions"; \
+		$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/bounds-$$versions \
+		&& $(BIN)/uv pip install --quiet --python build/bounds-$$versions --resolution $$versions --editable '.[dev]' \
+		&& build/bounds-$$versions/bin/python -m pytest --quiet -m "not prove" --reruns 1 $(BOUNDS_TESTS) || exit 1; \
+	done
+
 clean:
 	rm -rf .venv build dist bench/build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find gateway migrations tests bench docs -name __pycache__ -prune -exec rm -rf {} +
@@ -73,9 +104,11 @@ clean:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-.venv/installed-dev: .venv/installed
+# What tests and checks run on is locked, by version and hash: nothing else is installed, nor does it build the package.
+.venv/installed-dev: .venv/installed $(TEST_LOCK)
 	@echo "Installing the tools for tests and checks into .venv"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(TEST_LOCK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # Real servers and clients for the tests. Those that are missing are skipped visibly, or fail the tests when CI is set.
