@@ -99,6 +99,7 @@ def test_a_missing_registry_says_how_to_make_it(run: Run, folder: Path) -> None:
 def test_a_schema_that_this_program_does_not_know_is_refused(run: Run, folder: Path) -> None:
     with sqlite3.connect(folder / "registry.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE feed SET compatible_from = '9999'")
     connection.close()
     for command in (["list-realms"], ["add-device", "d"], ["migrate"]):
         assert "upgrade this program" in run(*command, status=1).err
