@@ -78,7 +78,7 @@ lock: .venv/installed-dev
 # Asks a service on the Internet about every version in the locks.
 audit: .venv/installed-dev
 	@for lock in $(TEST_LOCK) $(CONTAINER_LOCK) $(BUILD_LOCK); do \
-		echo "$$lock"; $(BIN)/pip-audit --disable-pip --require-hashes --requirement $$lock || failed=1; \
+		echo "$$lock"; $(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement $$lock || failed=1; \
 	done; test -z "$$failed"
 
 # The bounds in pyproject.toml: the same tests with the lowest versions that it allows, and with the newest there are.
