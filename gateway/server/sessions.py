@@ -23,7 +23,8 @@ class SessionIndex(Generic[S]):
     """Sessions whose handshake is complete. A connection adds itself once and removes itself when it is gone."""
 
     def __init__(self) -> None:
-        self._by_device: dict[int, set[S]] = {}
+        self._by_device: dict[int, S | set[S]] = {}
+        # A set takes 216 bytes, and nearly all devices have one session.
         self._ids: dict[tuple[str, str], int] = {}
         self._count = 0
 
@@ -32,22 +33,28 @@ class SessionIndex(Generic[S]):
 
     def __iter__(self) -> Iterator[S]:
         """All sessions, as of now: they may end while one iterates."""
-        return iter([session for sessions in self._by_device.values() for session in sessions])
+        return iter([session for sessions in self._by_device.values() for session in _each(sessions)])
 
     def add(self, device_id: int, session: S) -> None:
         """Remember a session of this device."""
         sessions = self._by_device.get(device_id)
         if sessions is None:
-            self._by_device[device_id] = {session}
+            self._by_device[device_id] = session
             self._ids[session.realm, session.device] = device_id
-        else:
+        elif isinstance(sessions, set):
             sessions.add(session)
+        else:
+            self._by_device[device_id] = {sessions, session}
         self._count += 1
 
     def remove(self, device_id: int, session: S) -> None:
         """Forget a session that was added."""
-        sessions = self._by_device[device_id]
-        sessions.remove(session)
+        sessions: S | set[S] | None = self._by_device[device_id]
+        if isinstance(sessions, set):
+            sessions.remove(session)
+        else:
+            assert sessions is session
+            sessions = None
         if not sessions:
             del self._by_device[device_id]
             self._ids.pop((session.realm, session.device), None)
@@ -64,19 +71,24 @@ class SessionIndex(Generic[S]):
             else:
                 ids = [number for number in self._by_device if first <= number <= last]
             for number in ids:
-                found.extend(self._by_device[number])
+                found.extend(_each(self._by_device[number]))
         return found
 
     def of_device(self, device_id: int) -> list[S]:
         """Sessions of one device."""
-        return list(self._by_device.get(device_id, ()))
+        sessions = self._by_device.get(device_id)
+        return [] if sessions is None else list(_each(sessions))
 
     def named(self, realm: str | None, device: str | None) -> list[S]:
         """Sessions of one realm or device name, or of both; None matches all."""
         if realm is not None and device is not None:
-            return list(self._by_device.get(self._ids.get((realm, device), 0), ()))
+            return self.of_device(self._ids.get((realm, device), 0))
         return [
             session
             for session in self
             if (realm is None or session.realm == realm) and (device is None or session.device == device)
         ]
+
+
+def _each(sessions: S | set[S]) -> Iterable[S]:
+    return sessions if isinstance(sessions, set) else (sessions,)

@@ -143,9 +143,10 @@ class _Session:
                     return _NOTHING
                 self._open = True
                 self._handshake_done()
-                events.append(Established(engine.version, engine.cipher, engine.alpn))
+                established = Established(engine.version, engine.cipher, engine.alpn)
                 if not engine.has_input:
-                    return events
+                    return (established,)
+                events.append(established)
             while True:
                 data = engine.read()
                 if data:
@@ -270,6 +271,8 @@ class ServerSession(_Session):
     def _handshake_done(self) -> None:
         self._choice = None
         self._policy = None
+        assert self._engine is not None
+        self._engine.find_key = None
 
 
 ClientKeys = Callable[[bytes | None], tuple[bytes, bytes, str] | None]

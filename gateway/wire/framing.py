@@ -79,9 +79,8 @@ class LineDecoder:
 
     def __init__(self, message_bytes_max: int) -> None:
         self._max = message_bytes_max
-        self._rest = (
-            bytearray()
-        )  # the unfinished frame: at most one byte over the bound, the CR of its line end
+        self._rest: bytearray | None = None
+        # The unfinished frame: at most one byte over the bound, the CR of its line end. None: there is none.
         self._dropping = False  # the unfinished frame was too long and is answered for
 
     def feed(self, data: bytes | memoryview) -> list[Frame]:
@@ -96,7 +95,7 @@ class LineDecoder:
         elif self._rest:
             self._rest += lines[0]
             lines[0] = bytes(self._rest)
-            self._rest.clear()
+            self._rest = None
         bound = self._max
         for line in lines:
             frame = line[:-1] if line.endswith(b"\r") else line
@@ -106,22 +105,21 @@ class LineDecoder:
         return frames
 
     def finish(self) -> list[Frame]:
-        rest = bytes(self._rest)
-        self._rest.clear()
-        if not rest:
+        if not self._rest:
             return []
+        rest, self._rest = bytes(self._rest), None
         return [rest if len(rest) <= self._max else Oversized.FRAME]
 
     def _hold(self, rest: bytes) -> list[Frame]:
         """Keep the start of a frame, unless it is already too long."""
         if self._dropping or not rest:
             return []
-        held = self._rest
+        held = self._rest = bytearray() if self._rest is None else self._rest
         held += rest
         excess = len(held) - self._max
         if excess <= 0 or (excess == 1 and held.endswith(b"\r")):
             return []
-        held.clear()
+        self._rest = None
         self._dropping = True
         return [Oversized.FRAME]
 

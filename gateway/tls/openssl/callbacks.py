@@ -58,7 +58,8 @@ def _tls13_session(ssl: Any, key: bytes, hash_name: str) -> Any:
 
 @ffi.callback("unsigned int(SSL *, char *, unsigned char *, unsigned int)", error=0)  # type: ignore[untyped-decorator]  # cffi has no types
 def psk_server_callback(_ssl: Any, identity: Any, psk: Any, psk_bytes_max: int) -> int:
-    engine = _engine()
+    engine = per_thread.engine
+    assert engine is not None
     try:
         assert engine.find_key is not None
         found = engine.find_key(ffi.string(identity))

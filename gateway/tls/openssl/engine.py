@@ -1,7 +1,7 @@
 """One SSL object between two memory BIOs: the pump."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from OpenSSL import SSL
 
@@ -13,8 +13,9 @@ __all__ = ["RECORD_BYTES", "ChooseKey", "Engine", "FindKey"]
 
 RECORD_BYTES: Final = 16384
 """Most plaintext bytes of one record (RFC 8446 section 5.1)."""
-_BIO_BYTES_KEPT: Final = 4096
-"""Memory BIOs never shrink: after a larger piece they are replaced, so that an idle session stays small."""
+_BIO_BYTES_KEPT: Final = 512
+"""Memory BIOs never shrink: after a larger piece they are replaced, which takes a microsecond, so that an idle session
+stays small. Two that have grown by 2 KiB would be a sixth of what it holds."""
 
 _NULL: Final = ffi.NULL
 _MEMORY: Final = lib.BIO_s_mem()
@@ -22,7 +23,7 @@ _WANT_READ: Final = lib.SSL_ERROR_WANT_READ
 _ZERO_RETURN: Final = lib.SSL_ERROR_ZERO_RETURN
 _TLS1_3: Final = int(TlsVersion.TLS1_3)
 _ADDRESS: Final = ffi.typeof("uintptr_t")
-_cipher_names: dict[int, str] = {}
+_cipher_names: dict[Any, str] = {}
 
 FindKey = Callable[[bytes], tuple[bytes, str] | None]
 """identity bytes -> (key, hash name "sha256" or "sha384") or None: the identity is not the chosen one."""
@@ -182,7 +183,8 @@ class Engine:
             while (size := lib.BIO_read(self._from_ssl, records, SCRATCH_BYTES)) > 0:
                 pieces.append(ffi.buffer(records, size)[:])
             data = b"".join(pieces)
-        if self._grown or len(data) > _BIO_BYTES_KEPT:
+            self._grown = True
+        if self._grown or size > _BIO_BYTES_KEPT:
             self._grown = False
             self._new_bios()
         return data
@@ -206,13 +208,14 @@ class Engine:
     @property
     def cipher(self) -> str:
         """Negotiated suite by OpenSSL's name, empty before it is known."""
-        cipher = lib.SSL_get_current_cipher(self.ssl)
-        if cipher == ffi.NULL:
-            return ""
-        address = int(ffi.cast(_ADDRESS, cipher))  # the library's own constants: few, and they never move
-        name = _cipher_names.get(address)
+        cipher = lib.SSL_get_current_cipher(
+            self.ssl
+        )  # one of the library's own constants: few, and they never move
+        name = _cipher_names.get(cipher)
         if name is None:
-            name = _cipher_names[address] = ffi.string(lib.SSL_CIPHER_get_name(cipher)).decode("ascii")
+            if cipher == _NULL:
+                return ""
+            name = _cipher_names[cipher] = ffi.string(lib.SSL_CIPHER_get_name(cipher)).decode("ascii")
         return name
 
     @property

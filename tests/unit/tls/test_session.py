@@ -321,15 +321,22 @@ def test_a_ticket_from_an_earlier_session_is_no_identity_for_openssl() -> None:
 def test_keys_are_dropped_after_the_handshake() -> None:
     _, server = connect(TLS13, keys_of(), Policy())
     assert server._choice is None
+    assert server._engine is not None
+    assert server._engine.find_key is None
     assert "0001020304" not in repr(PskChoice(b"dev", KEY, "sha256")).replace("\\x", "")
 
 
-def test_grown_buffers_are_replaced() -> None:
-    """A session that moved much must not stay large: its memory BIOs are new afterwards."""
+@pytest.mark.parametrize("size", [600, 100_000])
+def test_grown_buffers_are_replaced(size: int) -> None:
+    """A session that moved much, in pieces of any size, must not stay large: its memory BIOs are new afterwards."""
     client, server = connect(TLS12, keys_of(), Policy())
     assert server._engine is not None
     before = server._engine._into_ssl
-    client.send(bytes(100_000))
+    client.send(bytes(size))
+    converse(client, server)
+    assert server._engine._into_ssl != before
+    before = server._engine._into_ssl
+    server.send(bytes(size))
     converse(client, server)
     assert server._engine._into_ssl != before
     client.send(b"still works")
