@@ -115,7 +115,7 @@ class FramedSession:
         self._soon = soon
         self._number = 0
         self._next_answer = 1
-        self._early: dict[int, bytes] = {}
+        self._early: dict[int, bytes] | None = None  # made when an answer first overtakes another
         self._encode = encode
         self._has_ids = has_message_ids
         self._answers: list[bytes] = []
@@ -155,9 +155,10 @@ class FramedSession:
         self._lost = True
         self._device_slow = False
         self._answers.clear()
-        self._early.clear()
-        self._go_on()
-        self._go_on_if_room()
+        self._early = None
+        if self._held:
+            self._go_on()
+            self._go_on_if_room()
 
     def pause_sending(self) -> None:
         """A device that does not read its answers sends nothing more."""
@@ -193,7 +194,7 @@ class FramedSession:
 
     @property
     def _unanswered(self) -> int:
-        return self._unconfirmed + len(self._early) + len(self._answers)
+        return self._unconfirmed + len(self._early or ()) + len(self._answers)
 
     def _take_held(self) -> None:
         """Take what is held as far as the bounds allow, and then the end of the device."""
@@ -207,7 +208,8 @@ class FramedSession:
             self._take(self._decoder.feed(data[:_PIECE_BYTES]))
         if self._rest_counts and not held:
             self._rest_counts = False
-            self._take(self._decoder.finish())
+            if rest := self._decoder.finish():
+                self._take(rest)
 
     def _go_on(self) -> None:
         """There may be room: take what is held, then read the device again."""
@@ -322,13 +324,15 @@ class FramedSession:
         if self._lost:
             return
         if number != self._next_answer:
+            if self._early is None:
+                self._early = {}
             self._early[number] = answer
             return
         if not self._answers:
             self._soon(self._flush)
         self._answers.append(answer)
         number += 1
-        while number in self._early:
+        while self._early and number in self._early:
             self._answers.append(self._early.pop(number))
             number += 1
         self._next_answer = number

@@ -119,12 +119,15 @@ class Poller:
     def _turn(self) -> None:
         """Serve some newcomers, and do what was put off; the rest comes in the next turn, so that nobody waits for long."""
         newcomers = self._newcomers
-        for _ in range(min(len(newcomers), _NEWCOMERS_MAX)):
+        for _ in range(_NEWCOMERS_MAX):
+            if not newcomers:
+                break
             pollable, events = newcomers.popleft()
             pollable.ready(events)
-        now, self._put_off = self._put_off, []
-        for what in now:
-            what()
+        if self._put_off:
+            now, self._put_off = self._put_off, []
+            for what in now:
+                what()
         self._is_turning = bool(self._put_off or newcomers)
         if self._is_turning:
             self._schedule()

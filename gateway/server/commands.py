@@ -126,7 +126,7 @@ class CommandSender:
 
     def connected(self, session: CommandSession) -> None:
         """A device has connected: send it the first command that waits."""
-        if session.takes_commands and (waiting := self._waiting(session.device_id)):
+        if (waiting := self._waiting(session.device_id)) and session.takes_commands:
             self._send_next(session, waiting)
 
     def changed(self, ranges: Iterable[tuple[int, int]], sessions: Iterable[CommandSession]) -> None:
@@ -190,7 +190,10 @@ class CommandSender:
 
     def gone(self, session: CommandSession) -> None:
         """A session has ended, and is in no index any more. Its kernel can still be asked, for the last time."""
-        self._unfit.pop(session.session_id, None)
+        if self._unfit:
+            self._unfit.pop(session.session_id, None)
+        if not self._under_way:
+            return
         items = [item for item in self._under_way if item.session is session]
         for item in items:
             self._under_way.remove(item)

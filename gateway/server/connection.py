@@ -14,10 +14,9 @@ its side or LINGER_S have passed: closing a socket with unread bytes would reset
 Deadlines are the worker's: `deadline` moves with the traffic, and `deadline_passed` is called when it is over.
 """
 
-import asyncio
 import random
 from collections.abc import Sequence
-from typing import Final, cast
+from typing import Final
 
 import structlog
 
@@ -128,10 +127,10 @@ class DeviceConnection(EndingConnection):
 
     # From the event loop
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Stream) -> None:  # type: ignore[override]  # asyncio's protocols take any
         """Admit the connection, or drop it."""
         services = self._services
-        self._transport = transport = cast("Stream", transport)
+        self._transport = transport
         peer = transport.peer if self._proxied is None else self._proxied.source
         self.address = address = peer[0] if peer else ""
         if services.tracers.active:
@@ -144,7 +143,7 @@ class DeviceConnection(EndingConnection):
         self.phase = Phase.HANDSHAKE
         self._listener.connections += 1
         self._accepted_at = now
-        self.deadline = now + services.settings.handshake_timeout_s
+        self.deadline = now + services.handshake_timeout_s
         services.deadlines.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
@@ -153,13 +152,15 @@ class DeviceConnection(EndingConnection):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what the device sent."""
-        if self.phase is Phase.LIVE:
+        phase = self.phase
+        if phase is Phase.LIVE:
             self._put_off_idle()
-        elif self.phase is not Phase.HANDSHAKE:
+        elif phase is not Phase.HANDSHAKE:
             return
         for event in self._session.receive(_read_buffer[:nbytes]):
             self._handle(event)
-        self._flush()
+        if self.phase is not Phase.CLOSING:  # where everything is said, or held back
+            self._flush()
 
     def eof_received(self) -> bool:
         """The peer's FIN. Stay open for what still has to be said to it."""
@@ -313,7 +314,7 @@ class DeviceConnection(EndingConnection):
         """The phase took too long. The deadline is not filed any more."""
         if self.phase is Phase.HANDSHAKE:
             self._handshake_ended(
-                Outcome.TIMEOUT, f"no handshake within {self._services.settings.handshake_timeout_s:g} s"
+                Outcome.TIMEOUT, f"no handshake within {self._services.handshake_timeout_s:g} s"
             )
             self._abort()
         elif self._last_words:
@@ -382,7 +383,8 @@ class DeviceConnection(EndingConnection):
             self._failed(event.error)
         elif self.phase is Phase.LIVE and not self._peer_finished:
             self._device_finished(orderly=True)
-            self._close_if_both_finished()
+            if self.phase is Phase.LIVE:
+                self._close_if_both_finished()
 
     def _established(self, event: Established) -> None:
         """Both sides have proved the key: find the route and go live."""
@@ -419,10 +421,12 @@ class DeviceConnection(EndingConnection):
         self._transport.is_newcomer = False
         self._receiving = True
         self._opening = route.has_opening
-        within_s = services.settings.idle_timeout_s
+        within_s = services.idle_timeout_s
         if route.is_framed or route.has_opening:
-            within_s = min(within_s, services.settings.first_message_timeout_s)
-        self._expect_from_now_on(within_s)
+            within_s = min(within_s, services.first_message_timeout_s)
+        filed, self.deadline = self.deadline, self.settled_at + within_s
+        if self.deadline < filed:
+            services.deadlines.bring_forward(self)
         self.service_day = realm.service_day
         services.life.opened(self, record, realm, wall)
         self._route = route.open_session(
@@ -438,7 +442,7 @@ class DeviceConnection(EndingConnection):
                 self._socket_address("sockname") if route.tells_addresses else None,
             ),
         )
-        self._resolution = None
+        self._resolution = self._session.hello = None
         if route.is_framed:
             services.commands.connected(self)
 
@@ -497,8 +501,9 @@ class DeviceConnection(EndingConnection):
         if self._trace is not None:
             self._trace.settled(outcome, reason, self.settled_at - self._accepted_at)
         if outcome is Outcome.OK:
-            self._count(outcome)
-            services.failures.proved(self._pair())
+            self._listener.count_handshake(outcome, self.tls_version, self.cipher)
+            if services.failures.has_any:
+                services.failures.proved(self._pair())
             self._is_logged = services.connection_log.logs_sessions
             if services.is_debugging:
                 log.debug("session_started", **self._names())

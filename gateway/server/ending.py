@@ -185,7 +185,7 @@ class EndingConnection(asyncio.BufferedProtocol):
     def _put_off_idle(self) -> None:
         """There is traffic. A session that is being ended, or was not opened in time, is ended all the same."""
         if not (self._stopping or self._opening):
-            self.deadline = self._services.now() + self._services.settings.idle_timeout_s
+            self.deadline = self._services.now() + self._services.idle_timeout_s
 
     def _expect_from_now_on(self, seconds: float) -> None:
         """Put another deadline in the place of the one there is, earlier or later."""

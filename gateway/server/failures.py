@@ -49,6 +49,8 @@ class FailedHandshakes:
     def __init__(self, settings: LimitsSettings, workers: int) -> None:
         self._workers = workers
         self._held = 0
+        self.has_any = False
+        """Whether a proof ever failed, so that there may be something to forgive."""
         self.change(settings)
 
     def change(self, settings: LimitsSettings) -> None:
@@ -79,6 +81,7 @@ class FailedHandshakes:
     def _penalty(self, pair: Pair | None, now: float) -> float:
         if pair is None:
             return 0.0
+        self.has_any = True
         hold_s = self._penalties.failed(pair, now)
         if not hold_s or self._held >= HELD_MAX:
             return 0.0

@@ -54,22 +54,28 @@ class ConnectionLimits(Generic[H]):
         self._address_rates = _rates(settings.connections_per_address_per_s, workers)
         self._network_rates = _rates(settings.connections_per_network_per_s, workers)
         self._refused = NetworkList(settings.refused_networks)
+        self._has_refused = bool(settings.refused_networks)  # asked for every connection
         self._exempt = NetworkList(settings.exempt_networks)
+        self._has_exempt = bool(settings.exempt_networks)
 
-    def admit(self, address: str, now: float) -> str:
+    def admit(self, address: str, now: float) -> str:  # noqa: PLR0911 - one for each limit
         """Count a new connection from `address` and return "", or the setting that keeps it out."""
-        if address in self._refused:
+        if self._has_refused and address in self._refused:
             return REFUSED_NETWORKS
         if self._connections >= self.connections_max:
             return "connections"
         network = network_of(address)
         of_address = self._by_address.get(address, 0)
         of_network = self._by_network.get(network, 0)
-        excess = (
-            "" if address in self._exempt else self._excess(address, of_address, network, of_network, now)
-        )
-        if excess:
-            return excess
+        if not (self._has_exempt and address in self._exempt):
+            if of_address >= self._per_address_max:
+                return "connections_per_address"
+            if of_network >= self._per_network_max:
+                return "connections_per_network"
+            if self._address_rates is not None and not self._address_rates.take(address, now):
+                return "connections_per_address_per_s"
+            if self._network_rates is not None and not self._network_rates.take(network, now):
+                return "connections_per_network_per_s"
         self._connections += 1
         self._by_address[address] = of_address + 1
         self._by_network[network] = of_network + 1
@@ -89,8 +95,11 @@ class ConnectionLimits(Generic[H]):
     def release(self, address: str) -> None:
         """A connection that was admitted is gone."""
         self._connections -= 1
-        _count_down(self._by_address, address)
-        _count_down(self._by_network, network_of(address))
+        for counts, key in ((self._by_address, address), (self._by_network, network_of(address))):
+            if counts[key] > 1:
+                counts[key] -= 1
+            else:
+                del counts[key]
 
     def begin_handshake(self, handshake: H) -> H | None:
         """Count a handshake whose ClientHello is complete; one too many is returned, the oldest, for the caller to end."""
@@ -101,26 +110,6 @@ class ConnectionLimits(Generic[H]):
         """A handshake that was begun is over, either way."""
         del self._handshakes[handshake]
 
-    def _excess(self, address: str, of_address: int, network: str, of_network: int, now: float) -> str:
-        """The limit that one more connection is above, or ""."""
-        if of_address >= self._per_address_max:
-            return "connections_per_address"
-        if of_network >= self._per_network_max:
-            return "connections_per_network"
-        if self._address_rates is not None and not self._address_rates.take(address, now):
-            return "connections_per_address_per_s"
-        if self._network_rates is not None and not self._network_rates.take(network, now):
-            return "connections_per_network_per_s"
-        return ""
-
 
 def _rates(per_s: float, workers: int) -> Rates | None:
     return Rates(per_s / workers, share(max(1, round(per_s * BURST_S)), workers)) if per_s else None
-
-
-def _count_down(counts: dict[str, int], key: str) -> None:
-    left = counts[key] - 1
-    if left:
-        counts[key] = left
-    else:
-        del counts[key]

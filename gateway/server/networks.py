@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 __all__ = ["NetworkList", "Networks", "network_of"]
 
 _REMEMBERED_MAX = 4096
-"""Addresses whose place in a list is kept, the last ones asked for."""
+"""Addresses whose network, or whose place in a list, is kept: the last ones asked for."""
 _V6_NETWORK_BYTES = 8
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -38,6 +38,7 @@ def _parsed(address: str) -> _Address | None:
     return mapped or parsed
 
 
+@functools.lru_cache(_REMEMBERED_MAX)
 def network_of(address: str) -> str:
     """The network that counts for an address as sockets write it: the /24 in IPv4, the /64 in IPv6."""
     if ":" not in address:

@@ -357,7 +357,7 @@ class LiveRoutes:
             realm=realm,
             group=group,
             identity=identity,
-            alpn=alpn.decode("latin-1") or None,
+            alpn=alpn.decode("latin-1") if alpn else None,
         )
         return None if route is None else self._live[route.name]
 

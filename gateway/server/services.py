@@ -52,3 +52,12 @@ class Services:
     """Of the ids of connections: another one in each life of each worker."""
     numbers: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1))
     """The rest of these ids."""
+    handshake_timeout_s: float = dataclasses.field(init=False)
+    idle_timeout_s: float = dataclasses.field(init=False)
+    first_message_timeout_s: float = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take what is read for every connection and record out of the settings, where reading costs five times as much."""
+        self.handshake_timeout_s = self.settings.handshake_timeout_s
+        self.idle_timeout_s = self.settings.idle_timeout_s
+        self.first_message_timeout_s = self.settings.first_message_timeout_s
