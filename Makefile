@@ -63,8 +63,9 @@ docs: .venv/installed-dev
 reference: .venv/installed-dev
 	$(BIN)/python -m docs.generate
 
+# make bench BENCH=--quick; make bench BENCH='memory stream'
 bench: .venv/installed-dev peers
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(BENCH)
 
 prove: .venv/installed-dev peers
 	$(BIN)/python -m pytest -m prove

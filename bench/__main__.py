@@ -1,132 +1,101 @@
-"""`python -m bench`: run gateway and peers side by side and write bench/RESULTS.md.
+"""`python -m bench`: run gateway and peers side by side, and write bench/RESULTS.md and the charts.
 
-    python -m bench            1,000,000 devices, about five minutes, a minute more the first time
-    python -m bench --quick    10,000 devices, below two minutes
+    python -m bench                   every case, registry of 1,000,000: about 25 minutes, and two more the first time
+    python -m bench --quick           every case in small, below two minutes
+    python -m bench memory stream     these alone; the others keep what they measured last
+    python -m bench --render          measure nothing, write the report anew
 
-Linux only. The peer's packages are installed when run as root on Debian. What is kept for the next run (the compiled load
-generator, the registry) is under bench/build; `make clean` removes it.
+Each case keeps its figures in bench/results/CASE.json. Linux only. The peers' packages are installed when run as root on
+Debian. What is kept for the next run (compiled load generators, registries) is under bench/build; `make clean` removes it.
 """
 
 import argparse
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench import report
+from bench.cases import CASES
 from bench.errors import BenchError
-from bench.generator import Generator
-from bench.machine import describe_machine
-from bench.measure import measure, steps
-from bench.node import Gateway
-from bench.peers import Mosquitto
-from bench.plan import FULL, QUICK, Plan
-from bench.registry import Node, prepare_node
-from bench.report import render, replace_part, summary
 from bench.requirements import ensure_installed
+from bench.result import Result, load, save
+from bench.run import RESULTS, ROOT, measured
+from bench.targets import TARGETS
 from gateway.errors import GatewayError
 
-_HERE = Path(__file__).resolve().parent
-_ROOT = _HERE.parent
-_BUILD = _HERE / "build"
 
-
-def main() -> int:
-    plan, output = _parse_arguments()
-    console = Console(stderr=True)
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    console = Console(stderr=True, highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers are stopped then, too
     try:
-        text, lines = _run(plan, console)
+        if not options.render:
+            ensure_installed(console.print)
+            for name in options.cases or CASES:
+                _run(name, options, console)
+        page = report.write(options.output, load(options.results, report.ORDER))
     except (BenchError, GatewayError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted, nothing was written", file=sys.stderr)
+        print("error: interrupted, this case was not written", file=sys.stderr)
         return 1
-    replace_part(output, "# Results of the benchmarks", text)
-    for line in lines:
-        print(line)
-    print(f"Written: {os.path.relpath(output)}")
+    print(f"Written: {os.path.relpath(page)}")
     return 0
 
 
-def _parse_arguments() -> tuple[Plan, Path]:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="Benchmarks of the gateway beside its peers."
     )
+    # choices= would refuse that none is named
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all, {', '.join(CASES)}")
+    parser.add_argument("--quick", action="store_true", help="the small size, below two minutes for all")
     parser.add_argument(
-        "--quick", action="store_true", help="the small size: 10,000 devices, below two minutes"
+        "--rounds", type=int, metavar="N", help="rounds of each measurement; each case has its default"
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each measurement")
+    parser.add_argument("--render", action="store_true", help="measure nothing, write the report anew")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: bench/results")
     parser.add_argument(
-        "--output", type=Path, default=_HERE / "RESULTS.md", metavar="FILE", help="default: bench/RESULTS.md"
+        "--output", type=Path, default=ROOT / "bench", metavar="DIR",
+        help="where RESULTS.md and charts/ go, default: bench",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.cases if name not in CASES]:
+        parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds: at least 1")
+    if options.render and options.cases:
+        parser.error("--render measures nothing: name no case")
+    return options
+
+
+def _run(name: str, options: argparse.Namespace, console: Console) -> None:
+    case = CASES[name]
+    rounds = options.rounds or (case.quick_rounds if options.quick else case.rounds)
+    with console.status(name, refresh_per_second=1) as status:  # drawing takes time from the cores measured
+        result = measured(
+            name,
+            case.run,
+            rounds=rounds,
+            quick=options.quick,
+            say=lambda what: status.update(f"{name}: {what}"),
+        )
+    save(options.results, result)
+    _summarise(result, console)
+
+
+def _summarise(result: Result, console: Console) -> None:
+    console.print(
+        f"{result.case}: {result.took_s:.0f} s, other programs took {result.others_busy:.0%} of the machine"
     )
-    options = parser.parse_args()
-    plan = QUICK if options.quick else FULL
-    if options.rounds is not None:
-        if options.rounds < 1:
-            parser.error("--rounds: at least 1")
-        plan = replace(plan, rounds=options.rounds)
-    return plan, options.output
-
-
-def _run(plan: Plan, console: Console) -> tuple[str, list[str]]:
-    ensure_installed(console.print)
-    _BUILD.mkdir(exist_ok=True)
-    servers, load = _share_cores()
-    generator = Generator.build(_HERE / "load.c", _BUILD, load, own_core=not servers & load)
-    with tempfile.TemporaryDirectory(prefix="bench-") as scratch, _progress(console) as progress:
-        folder = Path(scratch)
-        node = _prepare_node(plan, progress)
-        gateway = Gateway(folder, node, servers, _ROOT)
-        mosquitto = Mosquitto(folder, plan.peer_devices, servers)
-        peers = (gateway, mosquitto)
-        task = progress.add_task("measure", total=steps(plan, peers))
-
-        def step(what: str) -> None:
-            progress.update(task, advance=1, description=what)
-
-        results = measure(plan, peers, generator, len(servers | load), step)
-    versions = {
-        **gateway.versions(),
-        **mosquitto.versions(),
-        "OpenSSL of Mosquitto and of the load generator": generator.openssl_version(),
-    }
-    machine = {**describe_machine(_ROOT), "Load generator": _describe_share(servers, load)}
-    return render(plan, results, machine, versions), list(summary(results))
-
-
-def _prepare_node(plan: Plan, progress: Progress) -> Node:
-    task = progress.add_task(f"registry of {plan.devices:,} devices", total=plan.devices)
-    node = prepare_node(_BUILD, plan.devices, lambda done: progress.update(task, completed=done))
-    progress.remove_task(task)
-    return node
-
-
-def _share_cores() -> tuple[frozenset[int], frozenset[int]]:
-    """Cores for servers, and the one for the load generator; the same one when there is no other."""
-    cores = sorted(os.sched_getaffinity(0))
-    return frozenset(cores[:-1] or cores), frozenset(cores[-1:])
-
-
-def _describe_share(servers: frozenset[int], load: frozenset[int]) -> str:
-    if servers & load:
-        return "on the servers' only core, asleep while it waits: all figures are too high"
-    return "one core; servers the others" if len(servers) > 1 else "one core; servers the other"
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    # Drawn rarely: it takes time from the cores that are measured.
-    with Progress(*columns, console=console, refresh_per_second=1) as progress:
-        yield progress
+    for target in TARGETS:
+        if target.case == result.case and (verdict := target.verdict(result)) is not None:
+            print(f"{target.what}: {verdict.measured}, target {target.bound()}: {verdict.word}")
 
 
 if __name__ == "__main__":

@@ -4,16 +4,17 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.plan import Suite, Work
+from bench.plan import CipherSuite, Work
 from bench.processes import pinned
 
-_HOLD_S = 120
+_HOLD_S = 600
 _RUN_S_MAX = 300
 
 
@@ -22,19 +23,22 @@ class Load:
     """What load.c is asked for."""
 
     address: str
-    suite: Suite
+    suite: CipherSuite
     clients: int
     connections: int
     first: int
     devices: int
     work: Work = Work.HANDSHAKE
+    stride: int = 1
+    """From one device to the next"""
 
     def arguments(self) -> list[str]:
         arguments = ["--connect", self.address, "--suite", self.suite.name]
         arguments += ["--clients", str(self.clients), "--count", str(self.connections)]
         arguments += ["--first", str(self.first), "--devices", str(self.devices)]
-        if self.work is Work.LINE:
-            arguments += ["--round-trip", "line"]
+        arguments += ["--stride", str(self.stride)]
+        if self.work.value is not None:
+            arguments += ["--round-trip", self.work.value]
         return arguments
 
 
@@ -98,6 +102,17 @@ class Generator:
             output, complaints = process.communicate(timeout=_RUN_S_MAX)
         _parse(process.returncode, first + output, complaints)
 
+    def until_closed(self, load: Load, act: Callable[[], object]) -> float:
+        """Hold one session, do something that makes the server close it, and give the seconds from then to the close."""
+        with self._started([*load.arguments(), "--hold", str(_HOLD_S)]) as process:
+            assert process.stdout is not None
+            if not process.stdout.readline().startswith('{"held"'):
+                raise BenchError("the session could not be opened")
+            act()
+            began = time.monotonic()
+            process.wait(_RUN_S_MAX)  # it ends with its only session
+            return time.monotonic() - began
+
     @contextmanager
     def _started(self, arguments: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
         with pinned(self._cpus):
@@ -117,6 +132,7 @@ class Generator:
 
 def compiled(source: Path, folder: Path, *options: str) -> Path:
     """Compile a C file into `folder` unless what is there is newer; `options` come last."""
+    folder.mkdir(exist_ok=True)
     program = folder / source.stem
     newest = max(each.stat().st_mtime for each in (source, source.with_name("client.h")))
     if not program.exists() or program.stat().st_mtime < newest:

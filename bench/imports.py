@@ -1,35 +1,30 @@
-"""What a large fleet costs: `python -m bench.imports`.
+"""What a large fleet costs to import, by `gatewayctl import-devices` from a psk_file, in a process of its own.
 
-Registries of several sizes are made by `gatewayctl import-devices` from a psk_file, each in a process of its own, whose
-time and memory are measured. Then a gateway on each of them takes the same handshakes, in turns and in changing order: the
-cost of a handshake must not depend on the size of the registry.
-
-    --sizes N ...        default: 1000 100000 1000000
-    --registry URL       measure only the import of the largest size into this empty database, with a gateway that follows
+The case `import` of the suite takes SQLite registries of several sizes. `python -m bench.imports --registry URL` takes an
+empty database elsewhere, with a gateway that follows, and keeps what it measured as the case `import-followed`.
 """
 
 import argparse
 import os
 import resource
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from bench import fleet
 from bench.errors import BenchError
-from bench.generator import Generator, Load
-from bench.machine import describe_machine
-from bench.node import Gateway
+from bench.generator import Load
+from bench.node import GATEWAY, Gateway
 from bench.peers import Running, running
 from bench.plan import PSK_GCM
+from bench.processes import pinned
 from bench.registry import HINT, REALM, Node
+from bench.result import save
+from bench.run import RESULTS, measured
+from bench.suite import Suite
 from gateway.registry import feed
 from gateway.registry.database import make_engine, read
 from gateway.registry.founding import initialise
@@ -40,11 +35,8 @@ from gateway.registry.settings import RegistrySettings
 from gateway.registry.store import Registry
 
 _ROOT = Path(__file__).parents[1]
-_BUILD = Path(__file__).parent / "build"
+SQLITE = "SQLite"
 _AUTHOR = Author("bench", "bench")
-_CLIENTS = 64
-_CONNECTIONS = 5_000
-_ROUNDS = 5
 _FOLLOWED_S = 600
 
 
@@ -58,11 +50,12 @@ class Import:
     resident_bytes: int
     """At its highest."""
 
-    def row(self, database: str) -> str:
-        return (
-            f"| {self.devices:,} | {database} | {self.wall_s:.1f} | {self.cpu_s:.1f} | "
-            f"{self.resident_bytes / 2**20:.0f} |"
-        )
+    def figures(self) -> dict[str, float]:
+        return {
+            "import_s": self.wall_s,
+            "cpu_s": self.cpu_s,
+            "resident_mib": self.resident_bytes / 2**20,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,50 +69,34 @@ class RemoteNode(Node):
         return self.url
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.imports", description="What a large fleet costs.")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 100_000, 1_000_000], metavar="N")
-    parser.add_argument("--registry", metavar="URL")
-    options = parser.parse_args()
-    for name, value in describe_machine(_ROOT).items():
-        print(f"{name}: {value}")
-    packages = ("SQLAlchemy", "cryptography", "lmdb", "psycopg")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    print(f"Python {sys.version.split()[0]}, {versions}\n", flush=True)
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        if options.registry:
-            lines = _followed(Path(folder), max(options.sizes), options.registry)
-        else:
-            lines = _sizes(Path(folder), options.sizes)
-        for line in lines:
-            print(line, flush=True)
+def run(suite: Suite) -> None:
+    """The case `import`."""
+    for name in ("SQLAlchemy", "cryptography"):
+        suite.record.versions[name] = metadata.version(name)
+    for devices in suite.pick((1_000, 100_000, 1_000_000), (1_000, 10_000)):
+        for number in range(suite.rounds):
+            suite.say(f"import of {devices:,} devices, round {number + 1}")
+            home = suite.scratch / f"{devices}-{number}"
+            home.mkdir()
+            node = Node(home, devices)
+            _found(node)
+            suite.record.add(SQLITE, devices, GATEWAY, _import(node, suite.servers).figures())
 
 
-def _sizes(folder: Path, sizes: Sequence[int]) -> Iterator[str]:
-    yield "| devices | registry | import, s | CPU, s | resident at most, MiB |\n|---|---|---|---|---|"
-    nodes = []
-    for devices in sizes:
-        home = folder / str(devices)
-        home.mkdir()
-        node = Node(home, devices)
-        _found(node)
-        yield _import(node).row("SQLite")
-        nodes.append(node)
-    yield from _handshakes(folder, nodes)
-
-
-def _followed(folder: Path, devices: int, url: str) -> Iterator[str]:
-    node = RemoteNode(folder, devices, url)
+def followed(suite: Suite, devices: int, url: str) -> None:
+    """The case `import-followed`."""
+    for name in ("SQLAlchemy", "cryptography", "lmdb", "psycopg"):
+        suite.record.versions[name] = metadata.version(name)
+    node = RemoteNode(suite.scratch, devices, url)
     _found(node)
-    cores = frozenset(os.sched_getaffinity(0))
-    with running(Gateway(folder, node, cores, _ROOT)) as gateway:
+    cores = suite.servers | suite.load
+    with running(Gateway(suite.scratch / "gateway", node, cores, suite.root)) as gateway:
         before_s = gateway.server.cpu_s()
-        took = _import(node)
-        lag_s = _wait_until_followed(gateway, node)
-        cpu_s = gateway.server.cpu_s() - before_s
-    yield "| devices | registry | import, s | CPU, s | resident at most, MiB |\n|---|---|---|---|---|"
-    yield took.row(url.partition(":")[0])
-    yield f"\nA gateway followed: it knew the last device {lag_s:.1f} s after the import had ended, for {cpu_s:.1f} s of CPU."
+        figures = _import(node, cores).figures()
+        lag_s = _wait_until_followed(suite, gateway, node)
+        following_s = gateway.server.cpu_s() - before_s
+    more = {"lag_s": lag_s, "following_s": following_s}
+    suite.record.add(url.partition(":")[0], devices, GATEWAY, figures | more)
 
 
 def _found(node: Node) -> None:
@@ -131,7 +108,7 @@ def _found(node: Node) -> None:
         registry.add_realm(REALM, hint=HINT)
 
 
-def _import(node: Node) -> Import:
+def _import(node: Node, cpus: frozenset[int]) -> Import:
     psk_file = node.folder / "fleet.psk"
     fleet.write_psk_file(psk_file, node.devices)
     command = [sys.executable, "-m", "gateway", "init", str(node.folder / "configured")]
@@ -143,9 +120,10 @@ def _import(node: Node) -> Import:
     }
     command = [sys.executable, "-m", "gateway", "import-devices", str(psk_file), "--format", "mosquitto"]
     began = time.monotonic()
-    process = subprocess.Popen(
-        [*command, "--realm", REALM], env=environment, cwd=_ROOT, stdout=subprocess.DEVNULL
-    )
+    with pinned(cpus):
+        process = subprocess.Popen(
+            [*command, "--realm", REALM], env=environment, cwd=_ROOT, stdout=subprocess.DEVNULL
+        )
     _, status, usage = os.wait4(process.pid, 0)
     wall_s = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -158,9 +136,9 @@ def _cpu_s(usage: resource.struct_rusage) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _wait_until_followed(gateway: Running, node: Node) -> float:
+def _wait_until_followed(suite: Suite, gateway: Running, node: Node) -> float:
     """How long it took from now on. A device of the last chunk that gets in is known by the follower and the worker."""
-    generator = _generator()
+    generator = suite.generator()
     engine = make_engine(node.registry_url)
     with read(engine) as connection:
         assert feed.credential_count(connection) == node.devices
@@ -176,42 +154,21 @@ def _wait_until_followed(gateway: Running, node: Node) -> float:
     raise BenchError(f"the gateway does not know the last device after {_FOLLOWED_S} s")
 
 
-def _generator() -> Generator:
-    _BUILD.mkdir(exist_ok=True)
-    cores = sorted(os.sched_getaffinity(0))
-    own_core = len(cores) > 1
-    return Generator.build(Path(__file__).parent / "load.c", _BUILD, frozenset(cores[-1:]), own_core=own_core)
-
-
-def _handshakes(folder: Path, nodes: Sequence[Node]) -> Iterator[str]:
-    generator = _generator()
-    cores = sorted(os.sched_getaffinity(0))
-    figures: dict[int, list[float]] = {node.devices: [] for node in nodes}
-    with ExitStack() as stack:
-        gateways = []
-        for node in nodes:
-            home = folder / f"gateway-{node.devices}"
-            home.mkdir()
-            began = time.monotonic()
-            peer = Gateway(home, node, frozenset(cores[:-1] or cores), _ROOT)
-            gateways.append((node.devices, stack.enter_context(running(peer))))
-            yield f"\nA gateway with {node.devices:,} devices was ready {time.monotonic() - began:.1f} s after its start, first copy included."
-        for number in range(_ROUNDS + 1):  # the first one warms up
-            for devices, gateway in gateways if number % 2 else gateways[::-1]:
-                figures[devices].append(_cpu_us(generator, gateway, number))
-    yield "\n| devices | us CPU per connect + handshake + close |\n|---|---|"
-    for devices, (_, *values) in figures.items():
-        yield f"| {devices:,} | {statistics.median(values):.0f} ({min(values):.0f}-{max(values):.0f}) |"
-
-
-def _cpu_us(generator: Generator, gateway: Running, number: int) -> float:
-    """Devices far apart from each other and seen for the first time, where there are enough of them."""
-    first = number * _CONNECTIONS % gateway.devices
-    before = gateway.server.cpu_s()
-    generator.run(Load(gateway.address, PSK_GCM, _CLIENTS, _CONNECTIONS, first, gateway.devices))
-    time.sleep(0.05)
-    return (gateway.server.cpu_s() - before) / _CONNECTIONS * 1e6
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.imports", description="An import that a gateway follows."
+    )
+    parser.add_argument(
+        "--registry", required=True, metavar="URL", help="an empty database, as in registry.url"
+    )
+    parser.add_argument("--devices", type=int, default=1_000_000, metavar="N", help="default: 1,000,000")
+    options = parser.parse_args()
+    result = measured(
+        "import-followed", lambda suite: followed(suite, options.devices, options.registry), rounds=1
+    )
+    print(f"Written: {save(RESULTS, result)}; `python -m bench --render` shows it")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

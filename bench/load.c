@@ -65,10 +65,11 @@ static struct {
     uint32_t count;
     uint32_t first;
     uint32_t devices;
+    uint32_t stride;
     double timeout_s;
     double hold_s; /* 0: no hold */
     bool spin;
-} option = {.suite = "PSK-AES128-GCM-SHA256", .clients = 1, .count = 1, .devices = 1000, .timeout_s = 10};
+} option = {.suite = "PSK-AES128-GCM-SHA256", .clients = 1, .count = 1, .devices = 1000, .stride = 1, .timeout_s = 10};
 
 static struct {
     int epoll;
@@ -150,6 +151,11 @@ static int open_socket(uint32_t number)
     return fd;
 }
 
+static uint32_t device_of(uint32_t number)
+{
+    return (uint32_t)((option.first + (uint64_t)number * option.stride) % option.devices);
+}
+
 static void open_connection(void)
 {
     struct connection *c = run.free;
@@ -158,7 +164,7 @@ static void open_connection(void)
 
     run.free = c->next;
     run.active++;
-    snprintf(c->identity, sizeof c->identity, "dev-%07u", (option.first + number) % option.devices);
+    snprintf(c->identity, sizeof c->identity, "dev-%07u", device_of(number));
     c->fd = open_socket(number);
     c->received = 0;
     c->state = HANDSHAKE;
@@ -460,12 +466,13 @@ static void report(double wall_s)
 static void usage(void)
 {
     fputs("usage: load --connect ADDRESS:PORT [--suite NAME] [--clients N] [--count N] [--first N] [--devices N]\n"
-          "            [--round-trip echo|line] [--hold SECONDS] [--timeout SECONDS] [--spin]\n"
+          "            [--stride N] [--round-trip echo|line] [--hold SECONDS] [--timeout SECONDS] [--spin]\n"
           "       load --version\n"
           "  --suite      PSK-AES128-GCM-SHA256 (default), another TLS 1.2 suite of OpenSSL, or TLS_... for TLS 1.3\n"
           "  --clients    connections at a time\n"
           "  --count      connections in all\n"
           "  --first      number of the first device; --devices: numbers wrap there\n"
+          "  --stride     from one device to the next, default 1\n"
           "  --round-trip send 64 bytes and wait for the same (echo) or, as a line, for `ok 1` (line)\n"
           "  --hold       keep all connections open for so long, or until SIGTERM\n"
           "  --spin       never sleep, so that the server need not wake us\n",
@@ -498,6 +505,7 @@ static void parse_options(int argc, char **argv)
         {"connect", required_argument, NULL, 'c'}, {"suite", required_argument, NULL, 's'},
         {"clients", required_argument, NULL, 'n'}, {"count", required_argument, NULL, 'N'},
         {"first", required_argument, NULL, 'f'},   {"devices", required_argument, NULL, 'd'},
+        {"stride", required_argument, NULL, 'D'},
         {"round-trip", required_argument, NULL, 'r'}, {"hold", required_argument, NULL, 'h'},
         {"timeout", required_argument, NULL, 't'}, {"spin", no_argument, NULL, 'S'},
         {"version", no_argument, NULL, 'v'},
@@ -513,6 +521,7 @@ static void parse_options(int argc, char **argv)
         case 'N': option.count = number(optarg, 1, COUNT_MAX); break;
         case 'f': option.first = number(optarg, 0, DEVICES_MAX - 1); break;
         case 'd': option.devices = number(optarg, 1, DEVICES_MAX); break;
+        case 'D': option.stride = number(optarg, 1, DEVICES_MAX); break;
         case 'r': option.round_trip = parse_round_trip(optarg); break;
         case 'h': option.hold_s = seconds(optarg); break;
         case 't': option.timeout_s = seconds(optarg); break;

@@ -1,6 +1,5 @@
-"""The machine and the moment, for the head of the report."""
+"""The machine and the revision, for the report."""
 
-import datetime as dt
 import os
 import platform
 import re
@@ -10,11 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def describe_machine(root: Path) -> Mapping[str, str]:
-    """Processor, cores, memory, kernel, system, date and revision of the checkout at `root`."""
+def describe_machine() -> Mapping[str, str]:
+    """Processor, cores, memory, kernel and system."""
     return {
-        "Date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "Revision": _revision(root),
         "Processor": _processor(),
         "Cores": str(len(os.sched_getaffinity(0))),
         "Memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
@@ -28,13 +25,15 @@ def _processor() -> str:
     return found.group(1) if found else platform.machine()
 
 
-def _revision(root: Path) -> str:
+def revision(root: Path) -> str:
+    """Of the checkout at `root`."""
     if shutil.which("git") is None or not (root / ".git").exists():
         return "unknown (no git checkout)"
-    revision = _git(root, "rev-parse", "--short=12", "HEAD")
-    # The report itself is written by the run; a change of it alone leaves the measured code as it was.
-    changed = _git(root, "status", "--porcelain", "--", ".", ":(exclude)bench/RESULTS.md")
-    return f"{revision}, with uncommitted changes" if changed else revision
+    head = _git(root, "rev-parse", "--short=12", "HEAD")
+    # What a run writes leaves the measured code as it was.
+    written = [f":(exclude)bench/{name}" for name in ("RESULTS.md", "results", "charts")]
+    changed = _git(root, "status", "--porcelain", "--", ".", *written)
+    return f"{head}, with uncommitted changes" if changed else head
 
 
 def _git(root: Path, *arguments: str) -> str:

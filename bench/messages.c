@@ -11,7 +11,7 @@
  *
  * It opens everything, prints {"ready": N}, waits for a line on stdin, runs, and prints one line of JSON once all is
  * acknowledged and the subscriber has all. It never sleeps meanwhile: servers need not wake it, see load.c; `idle_s` says
- * how long it had nothing to do.
+ * how long it had nothing to do. With --hold it then keeps the connections open until stdin ends.
  * Exit status: 0 all went well, 1 something failed (the reason is on stderr), 2 wrong usage.
  */
 #define _GNU_SOURCE
@@ -49,7 +49,7 @@ struct connection {
 
 static struct {
     struct sockaddr_in peer;
-    bool mqtt, subscribe;
+    bool mqtt, subscribe, hold;
     uint32_t clients, count, window, size;
     double rate;
 } option = {.clients = 1, .count = 1, .window = 100, .size = 100};
@@ -350,15 +350,17 @@ static void report(double wall_s)
     printf("{\"count\": %u, \"received\": %u, \"wall_s\": %.6f, \"idle_s\": %.6f, \"p50_us\": %u, \"p99_us\": %u}\n",
            run.answered, run.received, wall_s, (double)run.idle_ns / 1e9, run.latencies_us[run.answered / 2],
            run.latencies_us[(uint32_t)(0.99 * (run.answered - 1))]);
+    fflush(stdout);
 }
 
 static void usage(void)
 {
     fputs("usage: messages --connect ADDRESS:PORT [--mqtt [--subscribe]] [--clients N] [--count N] [--window N] [--size N]\n"
-          "                [--rate N]\n"
+          "                [--rate N] [--hold]\n"
           "  --count   messages in all; --size: bytes of each\n"
           "  --window  unanswered messages of a connection\n"
-          "  --rate    messages per second in all; default: as fast as they are answered\n",
+          "  --rate    messages per second in all; default: as fast as they are answered\n"
+          "  --hold    keep the connections open until stdin ends\n",
           stderr);
     exit(2);
 }
@@ -370,7 +372,7 @@ static void parse_options(int argc, char **argv)
         {"subscribe", no_argument, NULL, 'u'},     {"clients", required_argument, NULL, 'n'},
         {"count", required_argument, NULL, 'N'},   {"window", required_argument, NULL, 'w'},
         {"size", required_argument, NULL, 's'},    {"rate", required_argument, NULL, 'r'},
-        {NULL, 0, NULL, 0},
+        {"hold", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0},
     };
     int name;
 
@@ -384,6 +386,7 @@ static void parse_options(int argc, char **argv)
         case 'w': option.window = number(optarg, 1, WINDOW_MAX); break;
         case 's': option.size = number(optarg, 1, PAYLOAD_BYTES_MAX); break;
         case 'r': option.rate = number(optarg, 1, COUNT_MAX); break;
+        case 'h': option.hold = true; break;
         default: usage();
         }
     }
@@ -415,5 +418,7 @@ int main(int argc, char **argv)
     started_ns = now_ns();
     work();
     report((double)(now_ns() - started_ns) / 1e9);
+    while (option.hold && getchar() != EOF)
+        ;
     return 0;
 }

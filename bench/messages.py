@@ -1,24 +1,18 @@
-"""Messages on open sessions beside Mosquitto: `python -m bench.messages [--quick]`.
+"""Messages on open sessions beside Mosquitto, the case `messages` of the suite.
 
 100 bytes and 1 KB over TLS 1.2 PSK-AES128-GCM-SHA256, acknowledged, pipelined: the gateway spooled and direct, to `file` and to batched
 `http`; Mosquitto with QoS 1, with and without a subscriber over PSK. Each case is given to all of them, one directly after
 the other and in changing order. CPU is that of the server's whole process tree, until the last message is delivered. Then
 the latency from a device's sending to its acknowledgement at half the load that the server took, also with a slow fsync.
-It replaces its own part of bench/RESULTS.md.
 """
 
-import argparse
 import getpass
 import json
-import os
-import resource
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,30 +20,23 @@ from pathlib import Path
 from bench import fleet
 from bench.errors import BenchError
 from bench.generator import compiled
-from bench.machine import describe_machine
 from bench.node import Gateway
 from bench.peers import Running, free_port, program, stopped_on_failure, wait_for_port
-from bench.plan import QUICK as SMALL_REGISTRY
-from bench.processes import Server, machine_busy_s, pinned, start_server
-from bench.registry import REALM, prepare_node
-from bench.report import replace_part
+from bench.plan import PEER_DEVICES, SMALL_FLEET
+from bench.processes import Server, pinned, start_server
+from bench.registry import REALM
+from bench.suite import Suite, in_turns
 
-_HERE = Path(__file__).parent
-_ROOT = _HERE.parent
-_BUILD = _HERE / "build"
 _START_S = 20.0
 _DELIVERED_S = 60.0
-_QUIET = 0.05
-"""Share of the machine that other programs may take."""
 _SETTLE_S = 0.2
 """Then what was delivered is also deleted from the spool."""
 _WINDOW = 200
 """Unanswered messages of each connection: what the gateway takes of one is 256."""
-_CLIENTS = (8, 64)
-_SIZES = (100, 1000)
 _ROUTES = ("spooled-file", "spooled-http", "direct-file", "direct-http")
 MOSQUITTO, SUBSCRIBED = "Mosquitto, no subscriber", "Mosquitto, one subscriber"
-TITLE = "# Messages"
+LATENCY = "100 bytes at half the load"
+SLOW = ", fsync 20 ms slower"
 
 
 @dataclass(frozen=True)
@@ -61,6 +48,10 @@ class Load:
     count: int
     rate: int = 0
     """Messages per second; 0: as fast as they are acknowledged."""
+
+
+_FULL = (Load(8, 100, 100_000), Load(64, 100, 99_968), Load(8, 1000, 50_000), Load(64, 1000, 49_984))
+_QUICK = (Load(64, 100, 12_800),)
 
 
 @dataclass(frozen=True)
@@ -95,9 +86,8 @@ class Target:
 class MessageGateway(Gateway):
     """One gateway with a listener and a route of each kind."""
 
-    def __init__(self, folder: Path, cpus: frozenset[int], *, preload: str = "") -> None:
-        node = prepare_node(_BUILD, SMALL_REGISTRY.devices, lambda _: None)
-        super().__init__(folder, node, cpus, _ROOT)
+    def __init__(self, suite: Suite, folder: Path, *, preload: str = "") -> None:
+        super().__init__(folder, suite.node(SMALL_FLEET), suite.servers, suite.root)
         self.ports = {route: free_port() for route in _ROUTES}
         self.sink_port = free_port()
         self.preload = preload
@@ -162,17 +152,15 @@ def _count_of_sink(port: int) -> int:
 
 
 @contextmanager
-def _gateway(
-    folder: Path, servers: frozenset[int], others: frozenset[int], preload: str = ""
-) -> Iterator[list[Target]]:
-    folder.mkdir()
-    gateway = MessageGateway(folder, servers, preload=preload)
+def _gateway(suite: Suite, name: str, preload: str = "") -> Iterator[list[Target]]:
+    folder = suite.scratch / name
+    gateway = MessageGateway(suite, folder, preload=preload)
     with ExitStack() as stack:
         sink = start_server(
             [sys.executable, "-m", "bench.sink", str(gateway.sink_port)],
             log=folder / "sink.log",
-            cpus=others,
-            cwd=_ROOT,
+            cpus=suite.load,
+            cwd=suite.root,
         )
         stack.callback(sink.stop)
         wait_for_port(sink, gateway.sink_port, _START_S)
@@ -197,7 +185,7 @@ def _mosquitto(folder: Path, servers: frozenset[int]) -> Iterator[list[Target]]:
     folder.mkdir()
     port = free_port()
     psk_file = folder / "psk"
-    fleet.write_psk_file(psk_file, 1000)
+    fleet.write_psk_file(psk_file, PEER_DEVICES)
     configuration = folder / "mosquitto.conf"
     configuration.write_text(
         f"listener {port} 127.0.0.1\npsk_hint bench\npsk_file {psk_file}\nuse_identity_as_username true\n"
@@ -279,181 +267,55 @@ class Generator:
             time.sleep(0.02)
 
 
-def _load_cases(scale: float) -> list[Load]:
-    return [
-        Load(clients, size, int((100_000 if size == _SIZES[0] else 50_000) * scale) // clients * clients)
-        for size in _SIZES
-        for clients in _CLIENTS
-    ]
+def run(suite: Suite) -> None:
+    """The whole case; the quick form has one load and no latencies."""
+    generator = Generator(
+        compiled(suite.root / "bench" / "messages.c", suite.build, "-lssl", "-lcrypto"), suite.load
+    )
+    slow = compiled(suite.root / "bench" / "slow_fsync.c", suite.build, "-shared", "-fPIC", "-ldl")
+    with ExitStack() as stack:
+        ours = stack.enter_context(_gateway(suite, "gateway"))
+        theirs = stack.enter_context(_mosquitto(suite.scratch / "mosquitto", suite.servers))
+        _bursts(suite, generator, [*ours, *theirs])
+        if not suite.quick:
+            _latencies(suite, generator, [*ours, *theirs], 60_000, "")
+    if not suite.quick:
+        with _gateway(suite, "slow", preload=str(slow)) as slowed:
+            buffered = [each for each in slowed if each.name != "direct-http"]
+            _latencies(suite, generator, buffered, 15_000, SLOW)
 
 
-def _measure(
-    generator: Generator, targets: Sequence[Target], rounds: int, scale: float
-) -> dict[tuple[Load, str], list[Result]]:
-    results: dict[tuple[Load, str], list[Result]] = {}
-    for load in _load_cases(scale):
-        for turn in range(-1, rounds):  # the first is the warm-up
-            for target in targets if turn % 2 == 0 else targets[::-1]:
+def _bursts(suite: Suite, generator: Generator, targets: Sequence[Target]) -> None:
+    for load in suite.pick(_FULL, _QUICK):
+        for number in range(-1, suite.rounds):  # the first warms up
+            for target in in_turns(number, targets):
+                suite.say(f"{target.name}: {load.size} bytes, {load.clients} clients, round {number + 1}")
                 result = generator.burst(target, load)
-                if turn >= 0:
-                    results.setdefault((load, target.name), []).append(result)
-    return results
+                if number >= 0:
+                    figures = {
+                        "message_us": result.cpu_us,
+                        "per_s": result.per_s,
+                        "server_busy": result.server_busy,
+                        "generator_busy": result.generator_busy,
+                    }
+                    suite.record.add(f"{load.size} bytes", load.clients, target.name, figures)
 
 
-def _latencies(generator: Generator, targets: Sequence[Target], scale: float) -> Iterator[Sequence[str]]:
-    """Rows: at half the load that each took just before."""
+def _latencies(
+    suite: Suite, generator: Generator, targets: Sequence[Target], count: int, suffix: str
+) -> None:
+    """At half the load that each took just before."""
     for target in targets:
-        full = generator.burst(target, Load(64, 100, int(60_000 * scale) // 64 * 64))
+        suite.say(f"{target.name}: latency at half the load")
+        full = generator.burst(target, Load(64, 100, count // 64 * 64))
         rate = int(full.per_s / 2)
-        at_half = generator.burst(
-            target, Load(64, 100, max(64, min(rate * 3, int(200_000 * scale)) // 64 * 64), rate)
+        half = generator.burst(
+            target, Load(64, 100, max(64, min(rate * 3, count * 10 // 3) // 64 * 64), rate)
         )
-        yield (
-            target.name,
-            f"{rate:,}",
-            f"{at_half.p50_us / 1000:.1f} / {at_half.p99_us / 1000:.1f}",
-            f"{at_half.generator_busy:.0%}",
-        )
-
-
-# Report
-
-
-def _ratio(ours: Sequence[Result], theirs: Sequence[Result]) -> str:
-    return f"{statistics.median(a.cpu_us / b.cpu_us for a, b in zip(ours, theirs, strict=True)):.2f}x"
-
-
-def _us(results: Sequence[Result]) -> str:
-    values = [each.cpu_us for each in results]
-    return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
-
-
-def _cpu_rows(results: Mapping[tuple[Load, str], list[Result]]) -> Iterator[Sequence[str]]:
-    for load in dict.fromkeys(load for load, _ in results):
-        subscribed, alone = results[load, SUBSCRIBED], results[load, MOSQUITTO]
-        for name in (*_ROUTES, SUBSCRIBED, MOSQUITTO):
-            own = results[load, name]
-            is_ours = name in _ROUTES
-            yield (
-                f"{load.size} B, {load.clients} clients",
-                name,
-                _us(own),
-                _ratio(own, subscribed) if is_ours else "-",
-                _ratio(own, alone) if is_ours else "-",
-                f"{statistics.median(each.per_s for each in own):,.0f}",
-                f"{statistics.median(each.server_busy for each in own):.0%}",
-                f"{statistics.median(each.generator_busy for each in own):.0%}",
-            )
-
-
-_HEAD = """\
-{title}
-
-Written by `python -m bench.messages`{quick}; not edited. CPU is user and system time of the server's whole process tree, us per
-message, until the last one is delivered (written to the file, answered by the HTTP server, with the subscriber): median of {rounds}
-rounds, the range in brackets. Ratios are medians of the rounds' ratios. {window} messages of each connection are
-unanswered at a time. The gateway has one worker, everything as shipped: spools with `sync = "full"`, files with `fsync = "batch"`, and a
-route, listener and backend for each row in one process. Mosquitto: QoS 1, `persistence true`, which dumps what it holds every
-half hour and when it ends, so what it acknowledges is in its memory alone; the subscriber has QoS 1 over PSK, on the generator's core.
-The generator never sleeps; where it is busy less than all the time, it was not the limit. Programs outside of the benchmark took
-{others:.0%} of the machine meanwhile{verdict}.
-
-Target: spooled at most 1.0x of Mosquitto with one subscriber, 100 bytes.
-"""
-_LATENCY = """\
-## Latency from send to acknowledgement
-
-100 bytes, 64 clients, at half the messages per second that each took just before; ms, p50 / p99, counted from when a message
-was due. With a slow fsync every fsync and fdatasync of the gateway takes 20 ms more (bench/slow_fsync.c).
-"""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
-
-
-def _own_s() -> float:
-    """CPU time of this program and of all that it has started and seen end."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _report(
-    head: str, machine: Mapping[str, str], cpu: Sequence[Sequence[str]], latency: Sequence[Sequence[str]]
-) -> str:
-    columns = (
-        "load",
-        "server",
-        "us CPU",
-        "of Mosquitto with subscriber",
-        "of Mosquitto without",
-        "acknowledged per s",
-        "server busy",
-        "generator busy",
-    )
-    return "\n".join(
-        [
-            head,
-            _table(("what", "value"), list(machine.items())),
-            "",
-            "## CPU per message\n",
-            _table(columns, cpu),
-            "",
-            _LATENCY,
-            _table(("server", "messages per s", "p50 / p99, ms", "generator busy"), latency),
-            "",
-        ]
-    )
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.messages", description="Messages beside Mosquitto."
-    )
-    parser.add_argument("--quick", action="store_true", help="a fifth of the messages")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
-    parser.add_argument("--output", type=Path, default=_HERE / "RESULTS.md", metavar="FILE")
-    options = parser.parse_args()
-    try:
-        part = _run(0.2 if options.quick else 1.0, options.rounds)
-    except BenchError as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return 1
-    replace_part(options.output, TITLE, part)
-    print(part)
-    return 0
-
-
-def _run(scale: float, rounds: int) -> str:
-    _BUILD.mkdir(exist_ok=True)
-    cores = sorted(os.sched_getaffinity(0))
-    servers, others = frozenset(cores[:-1] or cores), frozenset(cores[-1:])
-    began_s, busy_s, own_s = time.monotonic(), machine_busy_s(), _own_s()
-    generator = Generator(compiled(_HERE / "messages.c", _BUILD, "-lssl", "-lcrypto"), others)
-    slow = compiled(_HERE / "slow_fsync.c", _BUILD, "-shared", "-fPIC", "-ldl")
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=_BUILD) as scratch, ExitStack() as stack:
-        folder = Path(scratch)
-        ours = stack.enter_context(_gateway(folder / "gateway", servers, others))
-        theirs = stack.enter_context(_mosquitto(folder / "mosquitto", servers))
-        targets = [*ours, *theirs]
-        cpu = list(_cpu_rows(_measure(generator, targets, rounds, scale)))
-        latency = list(_latencies(generator, targets, scale))
-        stack.close()
-        with _gateway(folder / "slow", servers, others, preload=str(slow)) as slowed:
-            rows = _latencies(generator, [each for each in slowed if each.name != "direct-http"], scale / 4)
-            latency += [(f"{name}, slow fsync", *rest) for name, *rest in rows]
-    others_s = machine_busy_s() - busy_s - (_own_s() - own_s)
-    share = max(0.0, others_s / (time.monotonic() - began_s) / len(cores))
-    head = _HEAD.format(
-        others=share,
-        verdict="" if share < _QUIET else ": it was not quiet, so rates are low and latencies are long",
-        title=TITLE,
-        quick=" `--quick`" if scale < 1 else "",
-        rounds=rounds,
-        window=_WINDOW,
-    )
-    return _report(head, describe_machine(_ROOT), cpu, latency)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        figures = {
+            "per_s": float(rate),
+            "p50_us": float(half.p50_us),
+            "p99_us": float(half.p99_us),
+            "generator_busy": half.generator_busy,
+        }
+        suite.record.add(f"{LATENCY}{suffix}", 64, target.name, figures)

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.peers import Running, free_port, stopped_on_failure
-from bench.plan import Work
 from bench.processes import Server, start_server
 from bench.registry import REALM, Node
 
+GATEWAY = "Gateway"
 _START_S = 600.0
 """The first start copies the whole registry."""
 
@@ -30,10 +30,24 @@ _START_S = 600.0
 class Gateway:
     """`gatewayctl run` on a registry of the whole fleet."""
 
-    name = "Gateway"
-    works = frozenset({Work.HANDSHAKE, Work.LINE})
-
-    def __init__(self, folder: Path, node: Node, cpus: frozenset[int], root: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        node: Node,
+        cpus: frozenset[int],
+        root: Path,
+        *,
+        name: str = GATEWAY,
+        workers: int = 1,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """`folder` is made, and is this one's alone; `settings` are further variables of the environment."""
+        folder.mkdir(exist_ok=True)
+        self.name = name
+        self.ready_s = 0.0
+        """From its last start until it was ready."""
+        self._workers = workers
+        self._settings = settings or {}
         self._folder = folder
         self._node = node
         self._cpus = cpus
@@ -44,6 +58,7 @@ class Gateway:
         shutil.rmtree(home, ignore_errors=True)
         self._init(home)
         port, admin_port = free_port(), free_port()
+        began = time.monotonic()
         server = start_server(
             [sys.executable, "-m", "gateway", "run", "--config", str(home / "gateway.toml")],
             log=self._folder / "gateway.log",
@@ -53,7 +68,8 @@ class Gateway:
         )
         with stopped_on_failure(server):
             _wait_until_ready(server, admin_port)
-        return Running(self.name, f"127.0.0.1:{port}", self._node.devices, self.works, server)
+        self.ready_s = time.monotonic() - began
+        return Running(self.name, f"127.0.0.1:{port}", self._node.devices, server)
 
     def versions(self) -> Mapping[str, str]:
         from cryptography.hazmat.backends.openssl import backend
@@ -75,13 +91,23 @@ class Gateway:
     def _environment(self, port: int, admin_port: int) -> dict[str, str]:
         listener = {"name": "tls", "bind": f"127.0.0.1:{port}", "realm": REALM, "profile": "compatible"}
         return {
-            "PSKGW_NODE__WORKERS": "1",
+            "PSKGW_NODE__WORKERS": str(self._workers),
             "PSKGW_NODE__DATA_DIR": str(self._node.data_dir),
             "PSKGW_REGISTRY__URL": self._node.registry_url,
             "PSKGW_REGISTRY__MASTER_KEY_FILE": str(self._node.master_key_file),
             "PSKGW_ADMIN__BIND": f"127.0.0.1:{admin_port}",
             "PSKGW_LISTENERS": json.dumps([listener]),
+            **self._settings,
         }
+
+
+def stream_settings(service_port: int) -> Mapping[str, str]:
+    """Settings with which sessions are bytes both ways to a TCP service on this machine."""
+    service = {"kind": "tcp", "url": f"tcp://127.0.0.1:{service_port}"}
+    return {
+        "PSKGW_ROUTES": json.dumps([{"name": "stream", "framing": "stream", "backend": "service"}]),
+        "PSKGW_BACKENDS": json.dumps({"service": service}),
+    }
 
 
 def _wait_until_ready(server: Server, admin_port: int) -> None:
@@ -91,7 +117,7 @@ def _wait_until_ready(server: Server, admin_port: int) -> None:
         server.check_alive()
         if _is_ready(url):
             return
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise BenchError(f"the gateway is not ready after {_START_S:.0f} s: {server.last_words()}")
 
 

@@ -14,9 +14,10 @@ from typing import Protocol
 
 from bench import fleet
 from bench.errors import BenchError
-from bench.plan import Work
 from bench.processes import Server, start_server
 
+MOSQUITTO = "Mosquitto"
+STUNNEL = "stunnel"
 _START_S = 20.0
 
 
@@ -28,7 +29,6 @@ class Running:
     address: str
     devices: int
     """Devices 0 to devices - 1 of the fleet may connect."""
-    works: frozenset[Work]
     server: Server
 
 
@@ -37,10 +37,6 @@ class Peer(Protocol):
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def works(self) -> frozenset[Work]:
-        """What it can be measured at."""
 
     def start(self) -> Running:
         """Start a fresh one and wait until it accepts; what is left to do is `Running.server.stop()`."""
@@ -75,10 +71,10 @@ class Mosquitto:
     least": TLS 1.3 clients get TLS 1.3 with their PSK.
     """
 
-    name = "Mosquitto"
-    works = frozenset({Work.HANDSHAKE})
-
-    def __init__(self, folder: Path, devices: int, cpus: frozenset[int]) -> None:
+    def __init__(self, folder: Path, devices: int, cpus: frozenset[int], *, name: str = MOSQUITTO) -> None:
+        """`folder` is made, and is this one's alone."""
+        folder.mkdir(exist_ok=True)
+        self.name = name
         self._folder = folder
         self._devices = devices
         self._cpus = cpus
@@ -112,12 +108,68 @@ class Mosquitto:
         )
         with stopped_on_failure(server):
             wait_for_port(server, port, _START_S)
-        return Running(self.name, f"127.0.0.1:{port}", self._devices, self.works, server)
+        return Running(self.name, f"127.0.0.1:{port}", self._devices, server)
 
     def versions(self) -> Mapping[str, str]:
         said = subprocess.run([self._program, "-h"], capture_output=True, text=True, check=False).stdout
         version = re.search(r"version (\S+)", said)
         return {"Mosquitto": version.group(1) if version else "unknown"}
+
+
+class Stunnel:
+    """stunnel in server mode, in front of a TCP service on this machine."""
+
+    name = STUNNEL
+
+    def __init__(self, folder: Path, devices: int, cpus: frozenset[int], service_port: int) -> None:
+        """`folder` is made, and is this one's alone."""
+        folder.mkdir(exist_ok=True)
+        self._folder = folder
+        self._devices = devices
+        self._cpus = cpus
+        self._service_port = service_port
+        self._program = program("stunnel4")
+
+    def start(self) -> Running:
+        port = free_port()
+        secrets, configuration = self._folder / "secrets", self._folder / "stunnel.conf"
+        fleet.write_psk_file(secrets, self._devices)
+        configuration.write_text(
+            "foreground = yes\npid =\ndebug = err\n"
+            f"[psk]\naccept = 127.0.0.1:{port}\nconnect = 127.0.0.1:{self._service_port}\n"
+            f"PSKsecrets = {secrets}\n"
+            "ciphers = PSK-AES128-GCM-SHA256:ECDHE-PSK-CHACHA20-POLY1305\n"
+            "ciphersuites = TLS_AES_128_GCM_SHA256\n"
+            "sslVersionMin = TLSv1.2\nsessionResume = no\n"
+            # So that no record waits for the acknowledgement of the one before.
+            "socket = l:TCP_NODELAY=1\nsocket = r:TCP_NODELAY=1\n"
+        )
+        server = start_server(
+            [self._program, str(configuration)],
+            log=self._folder / "stunnel.log",
+            cpus=self._cpus,
+            cwd=self._folder,
+        )
+        with stopped_on_failure(server):
+            wait_for_port(server, port, _START_S)
+        return Running(self.name, f"127.0.0.1:{port}", self._devices, server)
+
+    def versions(self) -> Mapping[str, str]:
+        said = subprocess.run([self._program, "-version"], capture_output=True, text=True, check=False)
+        version = re.search(r"stunnel (\S+)", said.stdout + said.stderr)
+        return {"stunnel": version.group(1) if version else "unknown"}
+
+
+@contextmanager
+def echo_service(executable: Path, folder: Path, cpus: frozenset[int]) -> Iterator[int]:
+    """echo.c as a service; gives its port."""
+    port = free_port()
+    server = start_server([str(executable), str(port)], log=folder / "echo.log", cpus=cpus, cwd=folder)
+    try:
+        wait_for_port(server, port, _START_S)
+        yield port
+    finally:
+        server.stop()
 
 
 def program(name: str) -> str:

@@ -33,9 +33,14 @@ def _missing_packages() -> list[str]:
         "gcc": shutil.which("cc") is not None,
         "libc6-dev": Path("/usr/include/stdio.h").exists(),
         "libssl-dev": Path("/usr/include/openssl/ssl.h").exists(),
-        "mosquitto": shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:{_SBIN}") is not None,
+        "mosquitto": _is_there("mosquitto"),
+        "stunnel4": _is_there("stunnel4"),
     }
     return [package for package, is_present in present.items() if not is_present]
+
+
+def _is_there(program: str) -> bool:
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{_SBIN}") is not None
 
 
 def _apt_get(*arguments: str) -> None:

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.machine import describe_machine
+from bench.machine import describe_machine, revision
 from bench.peers import free_port, program, wait_for_port
 from bench.processes import Server, start_server
 
@@ -222,8 +222,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: 5")
     options = parser.parse_args()
-    for name, value in describe_machine(_ROOT).items():
+    for name, value in describe_machine().items():
         print(f"{name}: {value}")
+    print(f"Revision: {revision(_ROOT)}")
     for version, suite in _SUITES.items():
         print(f"\n{version}, {suite}: CPU time of the tunnel, medians of {options.rounds} rounds\n")
         print("| work | gatewayctl tunnel | stunnel | ratio |\n|---|---|---|---|")

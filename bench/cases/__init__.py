@@ -1,0 +1,33 @@
+"""The cases of the suite, in the order of the report. Each measures one thing and can be run alone."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bench import imports, messages
+from bench.cases import changes, growth, handshake, memory, stream
+from bench.suite import Suite
+
+__all__ = ["CASES", "Case"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One file of results and one section of the report."""
+
+    run: Callable[[Suite], None]
+    rounds: int = 5
+    quick_rounds: int = 3
+
+
+CASES: Mapping[str, Case] = {
+    "handshake": Case(handshake.run),
+    "stream": Case(stream.run),
+    "memory": Case(memory.run, rounds=3, quick_rounds=1),
+    "messages": Case(messages.run),
+    "changes": Case(changes.run, rounds=10, quick_rounds=3),
+    "growth-registry": Case(growth.by_registry),
+    "growth-sessions": Case(growth.by_sessions, quick_rounds=2),
+    "growth-workers": Case(growth.by_workers),
+    "growth-restart": Case(growth.restart, rounds=3, quick_rounds=1),
+    "import": Case(imports.run, rounds=1, quick_rounds=1),
+}
