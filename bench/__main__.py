@@ -95,7 +95,8 @@ def _summarise(result: Result, console: Console) -> None:
     )
     for target in TARGETS:
         if target.case == result.case and (verdict := target.verdict(result)) is not None:
-            print(f"{target.what}: {verdict.measured}, target {target.bound()}: {verdict.word}")
+            beside = f" beside {target.peer}" if target.peer else ""
+            print(f"{target.what}{beside}: {verdict.measured}, target {target.bound()}: {verdict.word}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "TLS 1.2 PSK-AES128-GCM-SHA256, fresh servers. Per session, without file pages (libraries, the replica: they are shared and do not "
         "grow with sessions), and with them. 64 KB both ways are 8,192 lines of 8 bytes and as many acknowledgements on the framed route, as many MQTT messages "
         "of QoS 1 for Mosquitto (16 on the way each), and 64 KiB in one go, echoed, through stream route and stunnel. What all "
-        "sessions together leave behind, such as heaps of messages that were on their way, counts.",
+        "sessions together leave behind, such as heaps of messages that were on their way, counts. Without sessions: pages that several "
+        "processes use are counted once.",
         "sessions",
         ("session_kib",),
     ),

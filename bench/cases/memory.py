@@ -10,6 +10,7 @@ from bench.generator import Load, compiled
 from bench.node import GATEWAY, Gateway, stream_settings
 from bench.peers import MOSQUITTO, Mosquitto, Peer, Running, Stunnel, echo_service, running
 from bench.plan import PEER_DEVICES, PSK_GCM, SMALL_FLEET
+from bench.processes import Memory
 from bench.suite import Suite
 
 FRESH = "fresh"
@@ -74,22 +75,20 @@ class _Empty:
     """A server to which a few sessions have come and gone."""
 
     running: Running
-    anonymous: int
-    resident: int
+    memory: Memory
 
     @classmethod
     def of(cls, suite: Suite, running: Running) -> Self:
         suite.generator().run(Load(running.address, PSK_GCM, 1, _WARM_UP, 0, running.devices))
         time.sleep(_SETTLE_S)
-        memory = running.server.memory()
-        return cls(running, memory.anonymous, memory.resident)
+        return cls(running, running.server.memory())
 
     def figures(self, sessions: int) -> dict[str, float]:
         """What so many sessions have added since."""
         time.sleep(_SETTLE_S)
         memory = self.running.server.memory()
         return {
-            "session_kib": (memory.anonymous - self.anonymous) / sessions / 1024,
-            "resident_kib": (memory.resident - self.resident) / sessions / 1024,
-            "empty_mib": self.resident / 2**20,
+            "session_kib": (memory.anonymous - self.memory.anonymous) / sessions / 1024,
+            "resident_kib": (memory.resident - self.memory.resident) / sessions / 1024,
+            "empty_mib": self.memory.proportional / 2**20,
         }
