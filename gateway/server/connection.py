@@ -25,6 +25,7 @@ from gateway.forward.message import uuid7
 from gateway.forward.session import Bytes, DeviceInfo, RouteSession
 from gateway.net.stream import Stream
 from gateway.registry.records import RealmRecord
+from gateway.server.bulk import BULK_BYTES
 from gateway.server.connection_report import ended_event, session_info
 from gateway.server.control import SessionInfo
 from gateway.server.ending import STOP_S, EndingConnection, Phase
@@ -155,6 +156,8 @@ class DeviceConnection(EndingConnection):
         phase = self.phase
         if phase is Phase.LIVE:
             self._put_off_idle()
+            if nbytes > BULK_BYTES:
+                self._services.bulk.add(self._session)
         elif phase is not Phase.HANDSHAKE:
             return
         for event in self._session.receive(_read_buffer[:nbytes]):
@@ -193,6 +196,8 @@ class DeviceConnection(EndingConnection):
             assert self._route is not None
             self._route.device_lost()
             self._route = None
+        if self._session in services.bulk.sessions:
+            services.bulk.discard(self._session)
         self._session.free()
 
     def pause_writing(self) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from gateway.net.poller import Poller
 from gateway.net.stream import SEND, SEND_LAST, Stream
+from gateway.server.bulk import BULK_BYTES
 from gateway.server.services import Services
 from gateway.tls.session import ServerSession
 
@@ -137,8 +138,11 @@ class EndingConnection(asyncio.BufferedProtocol):
         """Transmit what the TLS session wants to say; with SEND_LAST our FIN comes at once after it."""
         output = self._session.output()
         if output and self._transport is not None:
-            self._transmitted += len(output)
+            size = len(output)
+            self._transmitted += size
             self._transport.send(output, flags)
+            if size > BULK_BYTES:
+                self._services.bulk.add(self._session)
 
     def _close_if_both_finished(self) -> None:
         if self._finished and self._peer_finished and self._transport is not None:

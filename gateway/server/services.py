@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from gateway.server.bulk import BulkSessions
 from gateway.server.commands import CommandSender
 from gateway.server.deadlines import Deadlines
 from gateway.server.failures import FailedHandshakes
@@ -48,6 +49,7 @@ class Services:
     process: str
     """The name of the worker, as its log lines have it."""
     hellos: HelloMemory = dataclasses.field(default_factory=HelloMemory)
+    bulk: BulkSessions = dataclasses.field(default_factory=BulkSessions)
     id_prefix: str = dataclasses.field(default_factory=lambda: os.urandom(4).hex())
     """Of the ids of connections: another one in each life of each worker."""
     numbers: Iterator[int] = dataclasses.field(default_factory=lambda: itertools.count(1))

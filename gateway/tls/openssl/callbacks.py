@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from gateway.tls.openssl.engine import Engine
 
 __all__ = [
+    "RECORDS_BYTES",
     "SCRATCH_BYTES",
     "alpn_select_callback",
     "per_thread",
@@ -27,11 +28,13 @@ class PerThread(threading.local):
 
     def __init__(self) -> None:
         self.plain = ffi.new("char[]", SCRATCH_BYTES)
-        self.records = ffi.new("char[]", SCRATCH_BYTES)
+        self.records = ffi.new("char[]", RECORDS_BYTES)
 
 
 SCRATCH_BYTES: Final = 64 * 1024
-"""For decrypted bytes, and for records on their way out: four records each."""
+"""For decrypted bytes: four records."""
+RECORDS_BYTES: Final = SCRATCH_BYTES + 1024
+"""For records on their way out: as much, with headers and tags."""
 per_thread: Final = PerThread()
 
 _MAX_PSK_BYTES: Final = (

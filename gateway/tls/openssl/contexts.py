@@ -33,6 +33,7 @@ def _new_context(method: int, lowest: TlsVersion, highest: TlsVersion) -> SSL.Co
         SSL.SESS_CACHE_OFF
     )  # no resumption: tickets and cache both off, in both versions
     context.set_mode(lib.SSL_MODE_RELEASE_BUFFERS)
+    lib.SSL_CTX_clear_mode(context._context, lib.SSL_MODE_ENABLE_PARTIAL_WRITE)  # noqa: SLF001 - memory takes all
     return context
 
 

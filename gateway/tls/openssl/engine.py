@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from OpenSSL import SSL
 
-from gateway.tls.openssl.callbacks import SCRATCH_BYTES, per_thread
+from gateway.tls.openssl.callbacks import RECORDS_BYTES, SCRATCH_BYTES, per_thread
 from gateway.tls.openssl.library import TlsVersion, failure, ffi, lib
 from gateway.tls.openssl.watching import Watch, unwatch, watch
 
@@ -16,6 +16,8 @@ RECORD_BYTES: Final = 16384
 _BIO_BYTES_KEPT: Final = 512
 """Memory BIOs never shrink: after a larger piece they are replaced, which takes a microsecond, so that an idle session
 stays small. Two that have grown by 2 KiB would be a sixth of what it holds."""
+_WRITE_BYTES_MAX: Final = 1 << 30
+"""Given to one call: its size is an int."""
 
 _NULL: Final = ffi.NULL
 _MEMORY: Final = lib.BIO_s_mem()
@@ -42,14 +44,15 @@ class Engine:
         "_from_ssl",
         "_grown",
         "_into_ssl",
-        "_record_bytes",
         "_to_drain",
         "_watched_at",
+        "_write_bytes",
         "choose_key",
         "error",
         "find_key",
         "identity",
         "is_more",
+        "keeps_buffers",
         "protocols",
         "ssl",
     )
@@ -63,7 +66,8 @@ class Engine:
         alpn: tuple[bytes, ...] = (),
         record_bytes: int = RECORD_BYTES,
     ) -> None:
-        self._record_bytes = record_bytes
+        # OpenSSL makes records of 16384 bytes itself; smaller ones are cut here.
+        self._write_bytes = record_bytes if record_bytes < RECORD_BYTES else _WRITE_BYTES_MAX
         self._context = (
             context  # OpenSSL counts its own reference; this one keeps pyOpenSSL's callbacks alive
         )
@@ -75,6 +79,7 @@ class Engine:
         self.ssl = ffi.gc(lib.SSL_new(context._context), lib.SSL_free)  # noqa: SLF001 - as above
         self.is_more = False  # whether `read` has to be called again before anything is fed
         self._watched_at = 0
+        self.keeps_buffers = False  # whether memory BIOs stay as large as they have grown
         self._grown = False
         self._to_drain = False  # whether something ran that may have left records
         self._new_bios()
@@ -152,13 +157,13 @@ class Engine:
         """Encrypt `data` whole; the records wait in `drain`. Raises TlsFailure after a failure or a close."""
         self._to_drain = True
         size = len(data)
-        if 0 < size <= self._record_bytes:
+        if 0 < size <= self._write_bytes:
             if lib.SSL_write(self.ssl, ffi.from_buffer(data), size) <= 0:
                 raise failure()
             return
         view = memoryview(data)
         while view:
-            piece = view[: self._record_bytes]
+            piece = view[: self._write_bytes]
             result = lib.SSL_write(self.ssl, ffi.from_buffer(piece), len(piece))
             if result <= 0:
                 raise failure()
@@ -176,18 +181,27 @@ class Engine:
             return b""
         self._to_drain = False
         records = per_thread.records
-        size = lib.BIO_read(self._from_ssl, records, SCRATCH_BYTES)
+        size = lib.BIO_read(self._from_ssl, records, RECORDS_BYTES)
         data: bytes = b"" if size <= 0 else ffi.buffer(records, size)[:]
-        if size == SCRATCH_BYTES:
+        if size == RECORDS_BYTES:
             pieces = [data]
-            while (size := lib.BIO_read(self._from_ssl, records, SCRATCH_BYTES)) > 0:
+            while (size := lib.BIO_read(self._from_ssl, records, RECORDS_BYTES)) > 0:
                 pieces.append(ffi.buffer(records, size)[:])
             data = b"".join(pieces)
             self._grown = True
-        if self._grown or size > _BIO_BYTES_KEPT:
+        if size > _BIO_BYTES_KEPT:
+            self._grown = True
+        if self._grown and not self.keeps_buffers:
             self._grown = False
             self._new_bios()
         return data
+
+    def release_buffers(self) -> None:
+        """Undo `keeps_buffers`: what has grown is replaced now, or by the next `drain` when something is still in there."""
+        self.keeps_buffers = False
+        if self._grown and not self._to_drain and not self.has_input:
+            self._grown = False
+            self._new_bios()
 
     def watch(self, by: Watch) -> None:
         """Tell `by` of every message and secret from now on; only where the context is watched."""
