@@ -28,6 +28,7 @@ TITLES: Final = {
     "later": "a little later",
 }
 FENCE: Final = re.compile(r"^```(?P<language>\w+) (?P<title>\S+)$", re.MULTILINE)
+LINK: Final = re.compile(r"\[(?P<text>[^\]]*)\]\((?!https?:|#)(?P<target>[^)#]+)(?P<anchor>#[^)]*)?\)")
 OUTSIDE: Final = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>(?:\.\./)+[^)#]*)(?P<anchor>#[^)]*)?\)")
 
 
@@ -35,7 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the top of the repository that are not written for the site as well."""
     for name, on_site in TOP_PAGES.items():
         if (ROOT / name).exists() and files.get_file_from_path(on_site) is None:
-            text = re.sub(r"\]\(docs/", "](", (ROOT / name).read_text("utf-8"))
+            text = LINK.sub(_from_the_top, (ROOT / name).read_text("utf-8"))
             files.append(File.generated(config, on_site, content=text))
     return files
 
@@ -49,6 +50,15 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 def _titled(fence: re.Match[str]) -> str:
     return f'```{fence["language"]} title="{TITLES.get(fence["title"], fence["title"])}"'
+
+
+def _from_the_top(link: re.Match[str]) -> str:
+    """A link of a page at the top of the repository, as one of the site; or its text, when it leads to no page of the site."""
+    target = link["target"]
+    if not target.startswith("docs/") and target not in TOP_PAGES:
+        return link["text"]
+    on_site = TOP_PAGES.get(target, target.removeprefix("docs/"))
+    return f"[{link['text']}]({on_site}{link['anchor'] or ''})"
 
 
 def _inside(link: re.Match[str], folder: Path) -> str:

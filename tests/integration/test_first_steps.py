@@ -26,7 +26,7 @@ README: Final = ROOT / "README.md"
 NOT_RUN: Final = {
     GET_STARTED: ["git", "cd"],  # the page is run in a copy of the project
     # Of these, `make run` is a block of its own; `make test` and `make check` run what runs this.
-    README: ["pip", "make", "make", "make", "make", "make"],
+    README: ["pip", "make", "make", "make", "make", "make", "make"],
 }
 """All commands of the pages that no test runs: those in blocks of the language `shell`."""
 

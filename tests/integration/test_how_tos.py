@@ -35,8 +35,8 @@ PAGES: Final = {
 ON_POSTGRESQL: Final = ("postgresql", "several-gateways")
 
 NOT_RUN: Final = {
-    # Dumps of whole servers: tests of the registry dump and compare PostgreSQL's (tests/integration/registry).
-    "backup": ["pg_dump", "mariadb-dump"],
+    # The page runs on SQLite. The same on PostgreSQL is run by the page postgresql.
+    "backup": ["mariadb-dump"],
     # There is no cluster here. The chart itself is tried by tests/integration/deploy/test_chart.py.
     "kubernetes": ["kubectl", "helm", "kubectl", "kubectl", "kubectl", "kubectl", "kubectl", "helm"],
 }

@@ -42,7 +42,7 @@ __all__ = ["PORTS", "PageRun"]
 
 ROOT: Final = Path(__file__).parents[2]
 RUN_S: Final = 60
-START_S: Final = 30
+START_S: Final = 60
 LATER_S: Final = 40
 PORTS: Final = ("8883", "8884", "9464", "9465", "1883")
 """What pages call the ports of gateways and brokers."""
@@ -129,6 +129,7 @@ class PageRun:
             assert time.monotonic() < deadline, (
                 f"{self.page.name} shows for {command}\n{shown}\nand it printed\n{printed}"
             )
+            time.sleep(1)
 
     # Terminals
 
