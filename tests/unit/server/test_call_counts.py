@@ -47,7 +47,7 @@ def check(
 
 @pytest.mark.parametrize(
     ("version", "expected"),
-    [(TlsVersion.TLS1_2, (133, 112)), (TlsVersion.TLS1_3, (135, 134))],
+    [(TlsVersion.TLS1_2, (133, 112)), (TlsVersion.TLS1_3, (136, 137))],
     ids=["1.2", "1.3"],
 )
 def test_a_connection(
