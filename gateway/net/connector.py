@@ -10,9 +10,11 @@ from typing import Any, Final
 from gateway.net.poller import EDGES, Poller
 from gateway.net.stream import Stream, StreamProtocol
 
-__all__ = ["Attempts", "Connecting"]
+__all__ = ["USER_TIMEOUT_MS", "Attempts", "Connecting"]
 
 _CONNECTING: Final = EDGES | select.EPOLLOUT
+USER_TIMEOUT_MS: Final = 120_000
+"""A peer that acknowledges nothing of what is sent to it for so long is lost; the kernel alone tries for a quarter of an hour."""
 _FAILED: Final = select.EPOLLERR | select.EPOLLHUP
 
 
@@ -46,6 +48,7 @@ class Connecting:
         self._sock: socket.SocketType | None = socket.SocketType(family, kind)
         try:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
             self._sock.connect(address)
         except BlockingIOError:
             pass  # it is under way

@@ -17,6 +17,7 @@ from typing import Final, Self
 import msgspec
 
 from gateway.errors import ConfigurationError
+from gateway.net.connector import USER_TIMEOUT_MS
 from gateway.server.settings import Address, ListenerSettings
 
 __all__ = ["HandedListener", "ListeningSockets", "bind_admin", "lock_folder"]
@@ -24,10 +25,8 @@ __all__ = ["HandedListener", "ListeningSockets", "bind_admin", "lock_folder"]
 BACKLOG: Final = 4096
 """Connections that the kernel completes and keeps while the worker is busy (bounded by net.core.somaxconn)."""
 _KEEP_ALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
-"""A device that lost power is found after two minutes."""
-_USER_TIMEOUT_MS: Final = 120_000
-"""The same where something waits to be sent to it, which takes the place of probes; also for one that acknowledges and
-reads nothing of it. Without it the kernel tries again for a quarter of an hour."""
+"""A device that lost power is found after two minutes, as with the user time-out that counts while something waits to be sent
+to it. Inherited by accepted sockets."""
 
 
 class HandedListener(msgspec.Struct, frozen=True):
@@ -225,10 +224,7 @@ def _listening_socket(address: Address) -> socket.socket:
     sock = _bound(address, share=True)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (
-            *_KEEP_ALIVE,
-            (socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS),
-        ):  # accepted ones inherit them
+        for option, value in (*_KEEP_ALIVE, (socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)):
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         sock.listen(BACKLOG)
     except OSError:

@@ -73,8 +73,9 @@ class TlsDevice:
         address: str = "",
         receive_buffer_bytes: int = 0,
         timeout_s: float = DEADLINE_S,
+        host: str = "127.0.0.1",
     ) -> None:
-        self.sock = tcp_socket(port, address, receive_buffer_bytes, timeout_s)
+        self.sock = tcp_socket(port, address, receive_buffer_bytes, timeout_s, host)
         identity, key = device.identity.encode(), bytes.fromhex(device.key)
         with _tls:
             self.session = ClientSession(
@@ -238,7 +239,11 @@ class TlsDevice:
 
 
 def tcp_socket(
-    port: int, address: str = "", receive_buffer_bytes: int = 0, timeout_s: float = DEADLINE_S
+    port: int,
+    address: str = "",
+    receive_buffer_bytes: int = 0,
+    timeout_s: float = DEADLINE_S,
+    host: str = "127.0.0.1",
 ) -> socket.socket:
     """A connected socket, from `address` if given."""
     sock = socket.socket()
@@ -248,7 +253,7 @@ def tcp_socket(
         if address:
             sock.bind((address, 0))
         sock.settimeout(timeout_s)
-        sock.connect(("127.0.0.1", port))
+        sock.connect((host, port))
     except BaseException:
         sock.close()
         raise

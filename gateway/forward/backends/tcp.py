@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, model_validator
 from gateway.errors import BackendUnavailable
 from gateway.forward.backends.broker import BackendModel, TlsSettings, os_error_text, parse_broker_url
 from gateway.forward.session import DeviceInfo
-from gateway.net.connector import Attempts, Connecting
+from gateway.net.connector import USER_TIMEOUT_MS, Attempts, Connecting
 from gateway.net.poller import Poller
 from gateway.net.stream import StreamProtocol
 from gateway.wire.proxy_protocol import encode_proxy_header
@@ -169,10 +169,9 @@ class TcpBackend:
     async def _connect_once(self, protocol: asyncio.BaseProtocol, info: DeviceInfo | None) -> None:
         loop = asyncio.get_running_loop()
         tls = self._settings.tls_context(self.name) if self._settings.uses_tls else None
-        if not self._settings.proxy_protocol or info is None:
-            await loop.create_connection(lambda: protocol, self._host, self._port, ssl=tls)
-            return
-        sock = await self._connect_socket(encode_header(info))
+        sock = await self._connect_socket(
+            b"" if info is None or not self._settings.proxy_protocol else encode_header(info)
+        )
         try:
             await loop.create_connection(
                 lambda: protocol, sock=sock, ssl=tls, server_hostname=self._host if tls else None
@@ -182,7 +181,7 @@ class TcpBackend:
             raise
 
     async def _connect_socket(self, header: bytes) -> socket.socket:
-        """A connected socket on which the header was sent."""
+        """A connected socket on which the header, if any, was sent."""
         loop = asyncio.get_running_loop()
         error: OSError = ConnectionError("no address")
         for family, kind, protocol, _, address in await loop.getaddrinfo(
@@ -191,6 +190,7 @@ class TcpBackend:
             sock = socket.socket(family, kind, protocol)
             try:
                 sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
                 await loop.sock_connect(sock, address)
                 await loop.sock_sendall(sock, header)
             except OSError as exc:
