@@ -277,6 +277,7 @@ class Worker:
 
     def metrics(self) -> Metrics:
         """All metrics of this process as they are now."""
+        self._metrics.tasks.set(len(asyncio.all_tasks(self._loop)))
         return Metrics(snapshot(self._registry))
 
     # Registry

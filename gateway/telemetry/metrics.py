@@ -92,6 +92,7 @@ class WorkerMetrics:
             ["listener"],
             registry=registry,
         )
+        self.tasks = Gauge("pskgw_tasks", "Tasks on the event loops of the workers.", registry=registry)
         self.lookups = TallyCounter(
             "pskgw_lookups",
             "Look-ups of an identity in the replica, by result.",
