@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.registry.store import NewDevice
-from tests.support.devices import Refused, TlsDevice
+from tests.support.devices import End, Refused, TlsDevice
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 from tests.support.services import Service, echo
 from tests.support.visits import Repeated, Visit, visits_by
@@ -169,7 +169,7 @@ def test_a_killed_follower_is_replaced_and_misses_nothing(
     assert gateway.http("/readyz") == (200, '{"status": "ready"}')
 
 
-def test_children_end_when_the_supervisor_is_gone(gateway: Gateway) -> None:
+def test_children_end_when_the_supervisor_is_gone(gateway: Gateway, measured: Callable[[str], None]) -> None:
     port = gateway.port()
     (device,) = gateway.add_devices(NewDevice(identity="d"))
     gateway.wait_until_followed()
@@ -177,15 +177,23 @@ def test_children_end_when_the_supervisor_is_gone(gateway: Gateway) -> None:
     children = gateway.pids()[1:]
     with TlsDevice.connect(port, device) as connection:
         connection.echo(b"hello")
+        killed_at = time.monotonic()
         gateway.stop(signal.SIGKILL)
         assert connection.receive_to_end() == b""
+        assert connection.end is End.NOTIFIED
+        ended_s = time.monotonic() - killed_at
     wait_for(lambda: not any(_is_running(pid) for pid in children), what="all children gone")
+    gone_s = time.monotonic() - killed_at
     done = gateway.ctl("list-sessions", check=False)  # its socket is still there
     assert (done.returncode, done.stdout) == (1, "")
     assert "no gateway answers there" in done.stderr
     gateway.start()
     with TlsDevice.connect(gateway.port(), device) as connection:
         connection.echo(b"hello again")
+    measured(
+        f"supervisor killed: sessions ended with close_notify after {ended_s:.2f} s, all gone after {gone_s:.2f} s, "
+        f"served again {time.monotonic() - killed_at:.1f} s after"
+    )
 
 
 def _is_running(pid: int) -> bool:

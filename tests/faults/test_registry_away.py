@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,9 @@ def test_a_gateway_starts_without_postgresql(
 
 
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "emptied", "overwritten"])
-def test_a_damaged_replica_heals(sqlite_gateway: Gateway, damage: str) -> None:
+def test_a_damaged_replica_heals(
+    sqlite_gateway: Gateway, damage: str, measured: Callable[[str], None]
+) -> None:
     gateway = sqlite_gateway
     (device,) = gateway.add_devices(NewDevice(identity="d"))
     with running(gateway):
@@ -213,10 +216,15 @@ def test_a_damaged_replica_heals(sqlite_gateway: Gateway, damage: str) -> None:
                 os.truncate(data, 0)
             case _:
                 data.write_bytes(os.urandom(size))
+        began = time.monotonic()
         # A truncated file kills those that read it; so does a new one, and that heals it at the latest.
         (late,) = gateway.add_devices(NewDevice(identity="late"))
         wait_for(lambda: _works(gateway, late), 20, "the running gateway healed")
         use(gateway, device)
+        measured(
+            f"replica {damage}: healed {time.monotonic() - began:.1f} s after a change, "
+            f"{gateway.metric('pskgw_process_restarts_total'):.0f} processes replaced"
+        )
 
 
 def test_a_gateway_starts_whatever_became_of_its_replica(sqlite_gateway: Gateway) -> None:
