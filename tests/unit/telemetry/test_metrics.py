@@ -9,6 +9,7 @@ CONTRACT = {
     "pskgw_handshakes": {"listener", "outcome", "tls_version", "cipher"},
     "pskgw_handshake_duration_seconds": set(),
     "pskgw_connections": {"listener"},
+    "pskgw_tasks": set(),
     "pskgw_lookups": {"result"},
     "pskgw_lookup_duration_seconds": set(),
     "pskgw_received_bytes": {"route"},
