@@ -46,7 +46,8 @@ START_S: Final = 60
 LATER_S: Final = 40
 PORTS: Final = ("8883", "8884", "9464", "9465", "1883")
 """What pages call the ports of gateways and brokers."""
-DEBIAN: Final = ("/usr/lib/postgresql/15/bin", "/usr/sbin")
+DEBIAN: Final = (*map(str, Path("/usr/lib/postgresql").glob("*/bin")), "/usr/sbin")
+"""Where Debian has programs that are not on the path of a user."""
 _OF_THE_MACHINE: Final = re.compile(r"^.*\[warning\] few_open_files .*\n", re.MULTILINE)
 _VOLATILE: Final = re.compile(
     r"python3\.\d+|node=\S+|pid=\d+|\d{4}-\d\d-\d\dT[\d:.]+Z|\b[0-9a-f]{12,}\b|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
