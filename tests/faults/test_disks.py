@@ -63,7 +63,9 @@ def check_refused(gateway: Gateway, *command: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("buffered", [True, False], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "buffered", [True, pytest.param(False, marks=pytest.mark.prove)], ids=["buffered", "unbuffered"]
+)
 def test_full_under_the_log(tmp_path: Path, buffered: bool) -> None:
     gateway = new_gateway(tmp_path / "gateway", node="workers = 2")
     if buffered:
