@@ -81,8 +81,8 @@ class SessionIndex(Generic[S]):
 
     def named(self, realm: str | None, device: str | None) -> list[S]:
         """Sessions of one realm or device name, or of both; None matches all."""
-        if realm is not None and device is not None:
-            return self.of_device(self._ids.get((realm, device), 0))
+        if realm is not None and device is not None and (device_id := self._ids.get((realm, device))):
+            return self.of_device(device_id)
         return [
             session
             for session in self

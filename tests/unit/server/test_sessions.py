@@ -44,3 +44,12 @@ def test_by_names() -> None:
     assert index.named("a", "x") == [Session("a", "x")]
     assert len(index.named(None, "x")) == 2
     assert index.named("c", None) == []
+
+
+def test_devices_that_have_no_id_yet_are_told_apart_by_name() -> None:
+    """Newcomers wait for their row in the registry under the id 0."""
+    index: SessionIndex[Session] = SessionIndex()
+    for device in ("new-1", "new-2"):
+        index.add(0, Session("a", device))
+    assert index.named("a", "new-2") == [Session("a", "new-2")]
+    assert index.named("a", "nobody") == []
