@@ -33,13 +33,9 @@ backend = "events"
 
 
 @pytest.mark.parametrize(
-    ("count", "cut_s"),
-    [(500, 0), pytest.param(5000, 120 + 30, marks=[pytest.mark.prove, pytest.mark.timeout(600)])],
+    "count", [500, pytest.param(5000, marks=[pytest.mark.prove, pytest.mark.timeout(600)])]
 )
-def test_clients_that_stop_reading(
-    tmp_path: Path, count: int, cut_s: float, measured: Callable[[str], None]
-) -> None:
-    """In full size it is waited until the kernel gives them up, too: nothing went to them for two minutes."""
+def test_clients_that_stop_reading(tmp_path: Path, count: int, measured: Callable[[str], None]) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with Service(speaks_first(POUR)) as service:
@@ -70,14 +66,10 @@ def test_clients_that_stop_reading(
                 neighbour.send(b"line\n")
                 assert neighbour.receive_line() == f"ok {number}"
                 waits.append(time.monotonic() - asked)
-            began = time.monotonic()
-            if cut_s:
-                wait_for(lambda: gateway.metric("pskgw_connections") == 1, cut_s, "they are given up")
-            gone_s = time.monotonic() - began
         assert gateway.complaints() == []
     measured(
         f"{count} clients stopped reading: {each_kb:.0f} KB each, slowest of 100 answers beside "
-        f"{1000 * max(waits):.0f} ms" + (f", given up after {gone_s:.0f} s" if cut_s else "")
+        f"{1000 * max(waits):.0f} ms"
     )
     assert each_kb < KB_EACH_MAX
     assert max(waits) < 1
