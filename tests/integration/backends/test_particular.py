@@ -211,7 +211,7 @@ class TestKafka:
         """Frozen longer than a message may take; then it goes on, and what was sent again is there, in order."""
 
         async def run() -> None:
-            sink = make_sink(kafka.settings() | {"message_timeout_s": 1})
+            sink = make_sink(kafka.settings() | {"message_timeout_s": 3})
             assert await sink.deliver([message(1)]) is None
             kafka.server.freeze()
             try:

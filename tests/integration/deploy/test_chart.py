@@ -180,6 +180,7 @@ def test_values_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
         jsonschema.validate(chart_values("as-it-is") | wrong, values_schema())
 
 
+@pytest.mark.prove
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Helm's library needs Python 3.12")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_helm_itself_finds_nothing_wrong(tmp_path: Path, variant: str) -> None:
