@@ -10,10 +10,10 @@ from bench.suite import Suite, in_turns
 
 MANY_LINES = f"{MOSQUITTO}, 100,000 lines"
 WITH_LINE = f"{PSK_GCM.label}, and one acknowledged line of 64 bytes"
-_FULL = ((1, 2000), (8, 8000), (64, 20_000))
+_FULL = ((1, 1000), (8, 4000), (64, 10_000))
 """Clients at a time, and connections per round with so many: all rounds together stay below the devices of the registry."""
 _QUICK = ((1, 200), (8, 500), (64, 1500))
-_SLOW_SHARE = 8
+_SLOW_SHARE = 5
 """So many times fewer connections where each takes half a millisecond."""
 
 
@@ -60,7 +60,7 @@ class _Bursts:
                         load = self._load(server, cipher, clients, count)
                         self._suite.handshakes(self._generator, cipher.label, server, load)
         gateway = servers[0]
-        load = self._load(gateway, PSK_GCM, 64, self._suite.pick(10_000, 1000), Work.LINE)
+        load = self._load(gateway, PSK_GCM, 64, self._suite.pick(5000, 1000), Work.LINE)
         self._suite.handshakes(self._generator, WITH_LINE, gateway, load)
 
     def _load(
