@@ -73,9 +73,7 @@ def _targets(results: Sequence[Result]) -> str:
         ratio = verdict.measured if target.peer is not None else "-"
         word = verdict.word if verdict.word == "met" else f"**{verdict.word}**"
         notes = [
-            note
-            for note, is_so in (("quick", result.quick), ("not quiet", result.others_busy > _QUIET))
-            if is_so
+            note for note, is_so in (("quick", result.quick), ("not quiet", not _was_quiet(result))) if is_so
         ]
         word += f" ({', '.join(notes)})" if notes else ""
         gateway, peer = (
@@ -102,14 +100,20 @@ def _conditions(result: Result) -> str:
     machine = ", ".join(f"{name}: {value}" for name, value in result.machine.items())
     versions = ", ".join(f"{name} {value}" for name, value in result.versions.items())
     size = "quick size, " if result.quick else ""
-    quiet = f"other programs took {result.others_busy:.0%} of the machine, load average before {result.load_average:.1f}"
-    if result.others_busy > _QUIET:
+    quiet = f"load average before {result.load_average:.1f}"
+    if result.others_busy is not None:
+        quiet = f"other programs took {result.others_busy:.0%} of the machine, {quiet}"
+    if not _was_quiet(result):
         quiet = f"**{quiet}: not quiet, run it again**"
     rounds = f"{result.rounds} round{'s' if result.rounds > 1 else ''}"
     return (
         f"Measured {result.date} UTC, {size}{rounds}, {result.took_s:.0f} s; revision {result.revision}; {quiet}.\n"
-        f"{machine}. {versions}."
+        f"{machine}. {versions}. {result.note}".rstrip()
     )
+
+
+def _was_quiet(result: Result) -> bool:
+    return result.others_busy is not None and result.others_busy <= _QUIET
 
 
 def _figures(result: Result, section: Section) -> str:

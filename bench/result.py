@@ -42,12 +42,14 @@ class Result(msgspec.Struct, frozen=True):
     revision: str
     machine: dict[str, str]
     versions: dict[str, str]
-    others_busy: float
-    """Share of the machine that programs outside of the benchmark took meanwhile"""
+    others_busy: float | None
+    """Share of the machine that programs outside of the benchmark took meanwhile; None: nobody looked"""
     load_average: float
     """Of the minute before it began"""
     took_s: float
     series: list[Series]
+    note: str = ""
+    """What somebody wants said beside the figures"""
 
     def of(self, row: str, at: int, server: str) -> Series | None:
         return next((s for s in self.series if (s.row, s.at, s.server) == (row, at, server)), None)

@@ -73,6 +73,13 @@ def test_what_was_not_quiet_or_small_is_said_beside_the_verdict() -> None:
     assert "other programs took 30% of the machine, load average before 0.1: not quiet, run it again" in page
 
 
+def test_what_nobody_looked_at_does_not_count_as_quiet() -> None:
+    page = report.render([handshakes([90, 90, 90], [100, 100, 100], others_busy=None, note="By hand.")])
+    assert line_with(page, TARGET, "Mosquitto").endswith("| met (not quiet) |")
+    assert "**load average before 0.1: not quiet, run it again**" in page
+    assert "By hand.\n" in page
+
+
 def test_a_target_without_a_peer_is_held_to_the_figure_itself() -> None:
     fresh = Series(FRESH, 1000, FRAMED, {"session_kib": [23.0, 24.5, 25.0]})
     line = line_with(report.render([result("memory", fresh)]), "idle session, fresh")
