@@ -10,7 +10,7 @@ from bench.suite import Suite, in_turns
 
 MANY_LINES = f"{MOSQUITTO}, 100,000 lines"
 WITH_LINE = f"{PSK_GCM.label}, and one acknowledged line of 64 bytes"
-_FULL = ((1, 1000), (8, 4000), (64, 10_000))
+_FULL = ((1, 300), (8, 1000), (64, 3000))
 """Clients at a time, and connections per round with so many: all rounds together stay below the devices of the registry."""
 _QUICK = ((1, 200), (8, 500), (64, 1500))
 _SLOW_SHARE = 5
@@ -60,7 +60,7 @@ class _Bursts:
                         load = self._load(server, cipher, clients, count)
                         self._suite.handshakes(self._generator, cipher.label, server, load)
         gateway = servers[0]
-        load = self._load(gateway, PSK_GCM, 64, self._suite.pick(5000, 1000), Work.LINE)
+        load = self._load(gateway, PSK_GCM, 64, self._suite.pick(2000, 1000), Work.LINE)
         self._suite.handshakes(self._generator, WITH_LINE, gateway, load)
 
     def _load(
