@@ -91,7 +91,7 @@ def _run(name: str, options: argparse.Namespace, console: Console) -> None:
 
 def _summarise(result: Result, console: Console) -> None:
     console.print(
-        f"{result.case}: {result.took_s:.0f} s, other programs took {result.others_busy or 0:.0%} of the machine"
+        f"{result.case}: {result.took_s or 0:.0f} s, other programs took {result.others_busy or 0:.0%} of the machine"
     )
     for target in TARGETS:
         if target.case == result.case and (verdict := target.verdict(result)) is not None:

@@ -100,14 +100,18 @@ def _conditions(result: Result) -> str:
     machine = ", ".join(f"{name}: {value}" for name, value in result.machine.items())
     versions = ", ".join(f"{name} {value}" for name, value in result.versions.items())
     size = "quick size, " if result.quick else ""
-    quiet = f"load average before {result.load_average:.1f}"
+    seen = []
     if result.others_busy is not None:
-        quiet = f"other programs took {result.others_busy:.0%} of the machine, {quiet}"
+        seen.append(f"other programs took {result.others_busy:.0%} of the machine")
+    if result.load_average is not None:
+        seen.append(f"load average before {result.load_average:.1f}")
+    quiet = ", ".join(seen) or "nobody looked at the load"
     if not _was_quiet(result):
         quiet = f"**{quiet}: not quiet, run it again**"
+    took = f", {result.took_s:.0f} s" if result.took_s is not None else ""
     rounds = f"{result.rounds} round{'s' if result.rounds > 1 else ''}"
     return (
-        f"Measured {result.date} UTC, {size}{rounds}, {result.took_s:.0f} s; revision {result.revision}; {quiet}.\n"
+        f"Measured {result.date} UTC, {size}{rounds}{took}; revision {result.revision}; {quiet}.\n"
         f"{machine}. {versions}. {result.note}".rstrip()
     )
 

@@ -44,9 +44,9 @@ class Result(msgspec.Struct, frozen=True):
     versions: dict[str, str]
     others_busy: float | None
     """Share of the machine that programs outside of the benchmark took meanwhile; None: nobody looked"""
-    load_average: float
+    load_average: float | None
     """Of the minute before it began"""
-    took_s: float
+    took_s: float | None
     series: list[Series]
     note: str = ""
     """What somebody wants said beside the figures"""
