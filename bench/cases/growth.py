@@ -29,7 +29,7 @@ def by_registry(suite: Suite) -> None:
             peer = Gateway(suite.scratch / str(devices), node, suite.servers, suite.root)
             gateways.append((devices, stack.enter_context(running(peer))))
             suite.record.versions.update(peer.versions())
-        _alternately(suite, gateways, suite.pick(8000, 1500))
+        _alternately(suite, gateways, suite.pick(3000, 1500))
 
 
 def by_workers(suite: Suite) -> None:
@@ -44,7 +44,7 @@ def by_workers(suite: Suite) -> None:
             peer = Gateway(folder, own, suite.servers, suite.root, workers=workers)
             gateways.append((workers, stack.enter_context(running(peer))))
             suite.record.versions.update(peer.versions())
-        _alternately(suite, gateways, suite.pick(10_000, 1500))
+        _alternately(suite, gateways, suite.pick(3000, 1500))
 
 
 def _alternately(suite: Suite, gateways: list[tuple[int, Running]], connections: int) -> None:
@@ -70,7 +70,7 @@ def by_sessions(suite: Suite) -> None:
         suite.record.versions.update(peer.versions())
         with running(peer) as gateway, ExitStack() as stack:
             comers = Load(
-                gateway.address, PSK_GCM, _CLIENTS, suite.pick(5000, 1500), SMALL_FLEET, gateway.devices
+                gateway.address, PSK_GCM, _CLIENTS, suite.pick(3000, 1500), SMALL_FLEET, gateway.devices
             )
             suite.generator().run(comers)
             opened = 0
