@@ -239,7 +239,7 @@ def test_a_session_whose_backend_never_answers_ends_at_its_idle_deadline(tmp_pat
     gateway = new_gateway(
         tmp_path / "gateway",
         routes='[[routes]]\nname = "deaf"\nframing = "lines"\nbackend = "deaf"\n',
-        limits="idle_timeout_s = 2",
+        limits="idle_timeout_s = 4",
         backends=f'[backends.deaf]\nkind = "http"\nurl = "http://127.0.0.1:{deaf.getsockname()[1]}/"\n',
     )
     device = gateway.add_device("patient")
