@@ -53,11 +53,10 @@ def _say_open_files(path: Path, settings: "GatewaySettings") -> None:
     """Warn of files with secrets that others may read."""
     import structlog
 
-    from gateway.cli.checks.files import check_modes
+    from gateway.cli.checks.files import open_to_others
 
-    for finding in check_modes(path, settings):
-        if finding.fix:
-            structlog.get_logger().warning("files_open", detail=finding.detail, fix=finding.fix)
+    for finding in open_to_others(path, settings):
+        structlog.get_logger().warning("files_open", detail=finding.detail, fix=finding.fix)
 
 
 def check_registry(settings: "GatewaySettings") -> None:

@@ -236,8 +236,8 @@ class Child:
             except OSError as exc:
                 raise ControlError(f"{self.name} takes no descriptors: {exc.strerror}") from exc
 
-    async def collect(self, message: Message) -> Snapshot:
-        """Metrics of this place over all its processes; of a hung one the last values."""
+    async def collect(self, message: Message) -> None:
+        """Ask for the metrics of the process; of a hung one the last values stay."""
         try:
             answer = await self.call(message, _COLLECT_TIMEOUT_S)
         except ControlError:
@@ -246,6 +246,10 @@ class Child:
             assert isinstance(answer, Metrics)
             self._last = answer.families
             self._is_silent = False
+
+    @property
+    def collected(self) -> Snapshot:
+        """Metrics of this place over all its processes, as of the last `collect` or good-bye."""
         return [*self._departed, *self._last]
 
     async def hand_over(self) -> HandedChild | None:

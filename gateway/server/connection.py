@@ -20,7 +20,7 @@ from typing import Final
 
 import structlog
 
-from gateway.errors import ControlError, LimitReached, PeerError, PeerFault
+from gateway.errors import ControlError, PeerError, PeerFault
 from gateway.forward.message import uuid7
 from gateway.forward.session import Bytes, DeviceInfo, RouteSession
 from gateway.net.stream import Stream
@@ -462,7 +462,7 @@ class DeviceConnection(EndingConnection):
         address = None if self._transport is None else self._transport.get_extra_info(which)
         return (address[0], address[1]) if isinstance(address, tuple) else None
 
-    def _failed(self, error: PeerError | LimitReached | TlsFailure) -> None:
+    def _failed(self, error: PeerError | TlsFailure) -> None:
         """The session is over; what `output` holds is the alert."""
         if self.phase is Phase.HANDSHAKE:
             penalty_s = self._handshake_ended(outcome_of(error, self._resolution), str(error))

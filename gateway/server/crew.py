@@ -205,10 +205,14 @@ class Crew:
         for worker in self.everyone:
             worker.notify(message)
 
-    async def collect(self) -> list[Snapshot]:
-        """The metrics of all of them, and of those that are gone."""
-        found = await asyncio.gather(*(worker.collect(Collect()) for worker in self.everyone))
-        return [self.departed, *found]
+    async def collect(self) -> None:
+        """Ask all of them for their metrics."""
+        await asyncio.gather(*(worker.collect(Collect()) for worker in self.everyone))
+
+    @property
+    def collected(self) -> list[Snapshot]:
+        """The metrics of all of them, and of those that are gone. One that went while others were asked counts once."""
+        return [self.departed, *(worker.collected for worker in self.everyone)]
 
     @property
     def is_alive(self) -> bool:

@@ -1,6 +1,6 @@
 """What is said of a handshake that failed: one outcome for the metrics, and the fields that help an operator."""
 
-from gateway.errors import LimitReached, PeerError, PeerFault
+from gateway.errors import PeerError, PeerFault
 from gateway.server.lookup import Resolution
 from gateway.telemetry.metrics import Outcome
 from gateway.tls.openssl import TlsFailure
@@ -10,13 +10,11 @@ from gateway.wire.suites import suite_name
 __all__ = ["failure_fields", "outcome_of"]
 
 
-def outcome_of(error: PeerError | LimitReached | TlsFailure, resolution: Resolution | None) -> Outcome:
+def outcome_of(error: PeerError | TlsFailure, resolution: Resolution | None) -> Outcome:
     """How a handshake ended that ended with `error`; a decoy's wrong key is what led to the decoy."""
     if isinstance(error, PeerError):
         is_identity = error.fault is PeerFault.UNKNOWN_PSK_IDENTITY
         return Outcome.UNKNOWN_IDENTITY if is_identity else Outcome.PROTOCOL_ERROR
-    if isinstance(error, LimitReached):
-        return Outcome.RATE_LIMITED
     if error.is_wrong_key:
         return (
             Outcome.WRONG_KEY

@@ -175,11 +175,11 @@ class Supervisor:
 
     async def collect(self) -> Snapshot:
         """The metrics of all processes, summed."""
-        follower, workers = await asyncio.gather(self._follower.collect(Collect()), self._crew.collect())
+        await asyncio.gather(self._follower.collect(Collect()), self._crew.collect())
         states = Counter(worker.state for worker in self._crew.workers)
         for state in ("ready", "starting", "silent"):
             self._metrics.workers.labels(state).set(states[state])
-        return merge([snapshot(self._metrics_registry), follower, *workers])
+        return merge([snapshot(self._metrics_registry), self._follower.collected, *self._crew.collected])
 
     # Readiness, for the admin endpoint and the service manager
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from gateway.errors import LimitReached, PeerError
+from gateway.errors import PeerError
 from gateway.tls.contexts import RealmContexts
 from gateway.tls.openssl import ClientContext, Engine, TlsFailure, TlsVersion, Watch
 from gateway.wire.client_hello import ClientHello, HelloMemory, HelloScanner, OfferedPsk
@@ -51,7 +51,7 @@ class ServerPolicy(Protocol):
     """What a server session asks its owner. Both are called at most once per handshake, never after it."""
 
     def contexts_for(self, hello: ClientHello) -> RealmContexts:
-        """The realm's contexts, by SNI. May raise PeerError (answered by its alert) or LimitReached (closed without)."""
+        """The realm's contexts, by SNI. May raise PeerError, which is answered by its alert."""
 
     def choose_psk(self, offered: Sequence[OfferedPsk]) -> PskChoice | None:
         """The first known of the identities offered, else a decoy for the first valid one, else None.
@@ -82,7 +82,7 @@ class PeerClosed(msgspec.Struct, frozen=True, gc=False):
 class Failed(msgspec.Struct, frozen=True):
     """The session is over: by an error of ours, or by a `TlsFailure` of OpenSSL. `output` has the alert, if any."""
 
-    error: PeerError | LimitReached | TlsFailure
+    error: PeerError | TlsFailure
 
 
 Event = Established | Data | PeerClosed | Failed
@@ -230,7 +230,7 @@ class ServerSession(_Session):
                 if hello is None:
                     return _NOTHING
             engine = self._decide(hello)
-        except (PeerError, LimitReached) as error:
+        except PeerError as error:
             self._over = True
             self._scanner = None
             if isinstance(error, PeerError) and error.fault.alert is not None:

@@ -373,7 +373,7 @@ def test_a_key_log_is_off_by_default(tmp_path: Path) -> None:
         )
         done = gateway.ctl("trace-device", "traced", "--key-log", keys, check=False)
         assert (done.returncode, keys.exists()) == (1, False), "what runs was not told to allow it"
-        assert "restart it" in done.stderr
+        assert "reload it" in done.stderr
 
 
 def test_a_key_log_overwrites_nothing_and_is_bounded(gateway: Gateway, tmp_path: Path) -> None:

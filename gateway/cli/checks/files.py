@@ -19,18 +19,19 @@ ROOM_BYTES_MIN: Final = 512 * 1024 * 1024
 
 def check_modes(path: Path, settings: "GatewaySettings") -> Iterator[Finding]:
     """Whether what holds secrets is open to others, and `data_dir` is ours."""
+    findings = [*open_to_others(path, settings), *_data_dir_not_ours(settings.node.data_dir)]
+    yield from findings or [Finding("files", "ok", "the modes of configuration, keys and data are right")]
+
+
+def open_to_others(path: Path, settings: "GatewaySettings") -> Iterator[Finding]:
+    """What other users may read or write, and should not."""
     private = [(path, "it may hold passwords"), *_key_files(settings)]
     database = settings.registry.url.removeprefix("sqlite:///")
     if database != settings.registry.url:
         private.append((Path(database), "it holds the devices"))
-    fine = True
     for file, why in private:
-        try:
-            mode = stat.S_IMODE(file.stat().st_mode)
-        except OSError:
-            continue  # who needs it says that it is missing
-        if mode & 0o077:
-            fine = False
+        mode = _mode_for_others(file)
+        if mode:
             yield Finding(
                 "files",
                 "warning",
@@ -38,24 +39,32 @@ def check_modes(path: Path, settings: "GatewaySettings") -> Iterator[Finding]:
                 f"chmod 600 {file}",
             )
     data_dir = settings.node.data_dir
+    if data_dir.is_dir() and (mode := _mode_for_others(data_dir)):
+        status: Status = "error" if mode & 0o022 else "warning"
+        what = "written" if mode & 0o022 else "read"
+        yield Finding(
+            "files", status, f"node.data_dir {data_dir} can be {what} by others", f"chmod 700 {data_dir}"
+        )
+
+
+def _mode_for_others(file: Path) -> int:
+    """The mode when it lets others in; 0 when it does not, or the file is missing: who needs it says that."""
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+    except OSError:
+        return 0
+    return mode if mode & 0o077 else 0
+
+
+def _data_dir_not_ours(data_dir: Path) -> Iterator[Finding]:
     place = next(each for each in (data_dir, *data_dir.parents) if each.exists())
     if not os.access(place, os.W_OK | os.X_OK):
-        fine = False
         yield Finding(
             "files",
             "error",
             f"node.data_dir {data_dir} cannot be written by this user",
             f"chown it: chown -R $USER {place}",
         )
-    elif place == data_dir and (mode := stat.S_IMODE(data_dir.stat().st_mode)) & 0o077:
-        fine = False
-        status: Status = "error" if mode & 0o022 else "warning"
-        what = "written" if mode & 0o022 else "read"
-        yield Finding(
-            "files", status, f"node.data_dir {data_dir} can be {what} by others", f"chmod 700 {data_dir}"
-        )
-    if fine:
-        yield Finding("files", "ok", "the modes of configuration, keys and data are right")
 
 
 def _key_files(settings: "GatewaySettings") -> list[tuple[Path, str]]:

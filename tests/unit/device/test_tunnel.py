@@ -159,7 +159,7 @@ def test_a_client_that_does_not_read_stops_the_server(run_async: RunAsync) -> No
         peer = server(ignore)
         async with psk_server(peer), tunnelled(peer.port) as (tunnel, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
-            await until(lambda: peer.live)
+            await until(lambda: peer.live and peer.live[0].session.is_open)
             sent = 0
             while peer.live[0].transport.get_write_buffer_size() < 1_000_000:
                 peer.live[0].send(bytes(100_000))

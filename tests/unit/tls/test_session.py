@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import LimitReached, PeerError, PeerFault
+from gateway.errors import PeerError, PeerFault
 from gateway.tls.contexts import ContextStore, RealmContexts
 from gateway.tls.openssl import ClientContext, TlsFailure, TlsVersion
 from gateway.tls.profiles import PROFILES, ProfileName
@@ -91,7 +91,7 @@ def connect(context: ClientContext, keys: Keys, policy: Policy) -> tuple[ClientS
     return client, server
 
 
-def failure(events: Sequence[Event]) -> PeerError | LimitReached | TlsFailure:
+def failure(events: Sequence[Event]) -> PeerError | TlsFailure:
     (failed,) = [event for event in events if isinstance(event, Failed)]
     return failed.error
 
@@ -291,13 +291,6 @@ def test_what_is_no_hello_is_answered_without_openssl(
     assert server.output()[:6] == alert
     assert server.output() == b""
     assert server.receive(b"more") == ()
-
-
-def test_a_limit_closes_without_a_word() -> None:
-    server = ServerSession(Policy(refuses=LimitReached("busy")))
-    error = failure(server.receive(ClientSession(TLS13, keys_of()).output()))
-    assert isinstance(error, LimitReached)
-    assert server.output() == b""
 
 
 def test_an_error_in_the_policy_reaches_the_caller() -> None:
