@@ -71,7 +71,12 @@ class PageRun:
             "COLUMNS": "120",
             "HOME": str(folder),
         }
-        self._environment.pop("PSKGW_CONFIG", None)
+        for name in (
+            "PSKGW_CONFIG",
+            "MAKEFLAGS",
+            "MAKELEVEL",
+        ):  # the page's make is not a part of the tests' make
+            self._environment.pop(name, None)
 
     def run(self) -> None:
         """Every block. Raises AssertionError with the command that did something else than the page says."""
