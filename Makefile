@@ -20,7 +20,7 @@ CONTAINER_LOCK := deploy/container/requirements.lock
 BUILD_LOCK := deploy/container/build.lock
 # For every platform and every Python from 3.11, and without a word of where it was found.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-header --no-emit-index-url --no-annotate
+	--no-header --no-emit-index-url --no-annotate --no-strip-extras
 
 .PHONY: run test check bench prove docs reference clean peers lock audit bounds
 

@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ LOCKS = {
     "deploy/container/requirements.lock": ("all", None),
     "deploy/container/build.lock": (None, "build"),
 }
-PINNED = re.compile(r"([a-z0-9-]+)==(\S+)(?: ; .+)? \\")
+PINNED = re.compile(r"([a-z0-9-]+)(?:\[([a-z0-9,-]+)\])?==(\S+)(?: ; .+)? \\")
 HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}(?: \\)?")
 
 
@@ -47,7 +48,7 @@ def locked(path: str) -> dict[str, list[str]]:
         if found := PINNED.fullmatch(line):
             assert hashes, f"no hash stands before {line}"
             hashes = 0
-            versions.setdefault(found[1], []).append(found[2])
+            versions.setdefault(found[1], []).append(found[3])
         else:
             assert HASH.fullmatch(line), line
             hashes += 1
@@ -65,6 +66,26 @@ def test_a_lock_fits_the_project(path: str) -> None:
         assert name in versions, f"{name} is not locked: make lock"
         for version in versions[name]:
             assert requirement.specifier.contains(version), f"{name} {version}: make lock"
+
+
+def locked_extras(path: str) -> dict[str, set[str]]:
+    found = map(PINNED.fullmatch, (ROOT / path).read_text().splitlines())
+    return {line[1]: set((line[2] or "").split(",")) for line in found if line}
+
+
+@pytest.mark.parametrize("path", LOCKS)
+def test_what_is_needed_with_an_extra_is_locked_with_it(path: str) -> None:
+    """Else pip looks for the newest version that has the extra, and refuses that one for want of a hash."""
+    extras = locked_extras(path)
+    for name in extras:
+        try:
+            needs = map(Requirement, requires(name) or ())
+        except PackageNotFoundError:  # of another platform
+            continue
+        for need in needs:
+            if need.marker is None or any(map(need.marker.evaluate, ({"extra": e} for e in extras[name]))):
+                missing = need.extras - extras.get(canonicalize_name(need.name), set())
+                assert not missing, f"{name} needs {need}: make lock"
 
 
 def test_what_builds_the_wheel_is_what_the_project_says() -> None:
