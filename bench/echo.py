@@ -4,7 +4,7 @@ import asyncio
 import sys
 from typing import cast
 
-from gateway.server import loop
+from gateway.server.processes import loop
 
 
 class Echo(asyncio.Protocol):

@@ -27,9 +27,9 @@ from gateway.errors import ConfigurationError
 from gateway.forward.route import RouteTable
 from gateway.forward.settings import BackendSettings, Name, RouteSettings
 from gateway.registry.settings import RegistrySettings
-from gateway.server.admin_settings import AdminSettings
-from gateway.server.limits_settings import LimitsSettings
+from gateway.server.admission.limits_settings import LimitsSettings
 from gateway.server.settings import Address, ListenerSettings, NodeSettings
+from gateway.server.supervision.admin_settings import AdminSettings
 from gateway.telemetry.logs import LogSettings
 
 __all__ = ["GatewaySettings", "effective", "find_config", "load"]

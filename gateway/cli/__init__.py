@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from gateway import __version__
 from gateway.errors import GatewayError
-from gateway.server.hardening import harden
+from gateway.server.processes.hardening import harden
 
 __all__ = ["main", "root_app"]
 

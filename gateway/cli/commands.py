@@ -161,7 +161,7 @@ def _row(command: "WaitingCommand") -> tuple[str | None, ...]:
 def _send(  # noqa: PLR0917 -- what a command has
     config: Path | None, realm: str, device: str, command_id: str, payload: bytes, timeout_s: float
 ) -> None:
-    from gateway.server.control import CommandOutcome, SendCommand
+    from gateway.server.control.messages import CommandOutcome, SendCommand
 
     answer = ask(config, SendCommand(realm, device, command_id, payload, timeout_s), timeout_s + ANSWER_S)
     assert isinstance(answer, CommandOutcome)

@@ -49,9 +49,9 @@ def _check_for_upgrade(settings: "GatewaySettings") -> None:
     from gateway.errors import ConfigurationError, RegistryUnavailable
     from gateway.registry.ledger import Author
     from gateway.registry.store import Registry
-    from gateway.server.upgrade import check_format
+    from gateway.server.supervision.upgrade import check_format
 
-    for module in ("supervisor", "worker", "follower"):
+    for module in ("supervision.supervisor", "processes.worker", "processes.follower"):
         importlib.import_module(f"gateway.server.{module}")
     check_format()
     try:

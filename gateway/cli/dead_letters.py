@@ -13,7 +13,7 @@ from gateway.errors import ConfigurationError, ControlError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.server.control import DeadLetterInfo, DiscardDeadLetters, RetryDeadLetters
+    from gateway.server.control.messages import DeadLetterInfo, DiscardDeadLetters, RetryDeadLetters
 
 __all__ = ["app"]
 
@@ -46,7 +46,7 @@ def list_dead_letters(
     as_json: JsonOption = False,
 ) -> None:
     """List messages that their backend refused for good, or that waited longer than `spool.age_max_s`."""
-    from gateway.server.control import DeadLetters, ListDeadLetters
+    from gateway.server.control.messages import DeadLetters, ListDeadLetters
 
     _check_route(config, route)
     answer = ask(config, ListDeadLetters(limit, route), TIMEOUT_S)
@@ -70,7 +70,7 @@ def retry_dead_letters(
     as_json: JsonOption = False,
 ) -> None:
     """Deliver dead letters again, behind what waits already. Those that are refused again come back."""
-    from gateway.server.control import RetryDeadLetters
+    from gateway.server.control.messages import RetryDeadLetters
 
     _check_route(config, route)
     _act(config, RetryDeadLetters(_chosen(ids, every), route), "retried", "Put back", as_json)
@@ -86,7 +86,7 @@ def discard_dead_letters(
     as_json: JsonOption = False,
 ) -> None:
     """Delete dead letters for good."""
-    from gateway.server.control import DiscardDeadLetters
+    from gateway.server.control.messages import DiscardDeadLetters
 
     _check_route(config, route)
     _act(config, DiscardDeadLetters(_chosen(ids, every), route), "discarded", "Deleted", as_json)
@@ -116,7 +116,7 @@ def _act(
     done: str,
     as_json: bool,
 ) -> None:
-    from gateway.server.control import Done
+    from gateway.server.control.messages import Done
 
     answer = ask(config, message, TIMEOUT_S)
     assert isinstance(answer, Done)

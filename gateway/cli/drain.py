@@ -14,7 +14,7 @@ from gateway.errors import ControlError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from gateway.server.control import Load
+    from gateway.server.control.messages import Load
 
 __all__ = ["app"]
 
@@ -63,9 +63,9 @@ def drain(
 
 async def _drain(data_dir: Path, within_s: float, *, shows_progress: bool) -> "tuple[Load, Load]":
     """The load before and after."""
-    from gateway.server.channel import connect_unix
-    from gateway.server.control import CountLoad, DrainNode
-    from gateway.server.supervisor import CONTROL_SOCKET
+    from gateway.server.control.channel import connect_unix
+    from gateway.server.control.messages import CountLoad, DrainNode
+    from gateway.server.supervision.supervisor import CONTROL_SOCKET
 
     async with connect_unix(data_dir / CONTROL_SOCKET) as channel:
         first = cast("Load", await channel.call(CountLoad(), _ASK_TIMEOUT_S))

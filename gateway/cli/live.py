@@ -17,7 +17,7 @@ from gateway.errors import ControlError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.server.control import Message, SessionInfo
+    from gateway.server.control.messages import Message, SessionInfo
 
 __all__ = ["app", "ask"]
 
@@ -46,7 +46,7 @@ def list_sessions(
     as_json: JsonOption = False,
 ) -> None:
     """List who is connected: since when, from where, on which route, with which suite, and how much went each way."""
-    from gateway.server.control import ListSessions, Sessions
+    from gateway.server.control.messages import ListSessions, Sessions
 
     answer = ask(config, ListSessions(realm, device, route), LIST_TIMEOUT_S)
     assert isinstance(answer, Sessions)
@@ -71,7 +71,7 @@ def kick_device(
     as_json: JsonOption = False,
 ) -> None:
     """End the sessions of a device. It may connect again: `disable-device` keeps it out."""
-    from gateway.server.control import Done, Kick
+    from gateway.server.control.messages import Done, Kick
 
     answer = ask(config, Kick(realm, device))
     assert isinstance(answer, Done)
@@ -87,8 +87,8 @@ def kick_device(
 
 def ask(config: Path | None, message: "Message", timeout_s: float = ASK_TIMEOUT_S) -> "Message":
     """Ask the running gateway. Raises ControlError when there is none, or it refuses or does not answer in time."""
-    from gateway.server.channel import connect_unix
-    from gateway.server.supervisor import CONTROL_SOCKET
+    from gateway.server.control.channel import connect_unix
+    from gateway.server.supervision.supervisor import CONTROL_SOCKET
 
     path = load_settings(config).node.data_dir / CONTROL_SOCKET
 

@@ -11,8 +11,8 @@ from gateway.errors import RegistryUnavailable
 
 if TYPE_CHECKING:
     from gateway.config import GatewaySettings
-    from gateway.server.node import SupervisorSettings
-    from gateway.server.upgrade import Program
+    from gateway.server.supervision.node import SupervisorSettings
+    from gateway.server.supervision.upgrade import Program
 
 __all__ = ["app", "check_registry"]
 
@@ -26,8 +26,9 @@ def run(config: ConfigOption = None) -> None:
     SIGHUP reloads the configuration, SIGUSR2 goes on as the program that is installed now; see docs/reload.md.
     """
     from gateway.config import find_config
-    from gateway.server import loop, upgrade
-    from gateway.server.supervisor import Supervisor
+    from gateway.server.processes import loop
+    from gateway.server.supervision import upgrade
+    from gateway.server.supervision.supervisor import Supervisor
     from gateway.telemetry.logs import setup
 
     handover = upgrade.receive()
@@ -76,7 +77,7 @@ def check_registry(settings: "GatewaySettings") -> None:
 def _program(config: Path) -> "Program":
     """How this program was started, whether by `gatewayctl` or by `python -m gateway`."""
     import gateway
-    from gateway.server.upgrade import Program, stamp
+    from gateway.server.supervision.upgrade import Program, stamp
 
     start = (sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1])
     code = Path(gateway.__file__).parent
@@ -86,9 +87,9 @@ def _program(config: Path) -> "Program":
 
 def _supervisor_settings(settings: "GatewaySettings") -> "SupervisorSettings":
     """Each process gets its part of the configuration, and no more."""
-    from gateway.server.follower import FollowerSettings
-    from gateway.server.node import SupervisorSettings
-    from gateway.server.worker import WorkerSettings
+    from gateway.server.processes.follower import FollowerSettings
+    from gateway.server.processes.worker import WorkerSettings
+    from gateway.server.supervision.node import SupervisorSettings
 
     master_keys = settings.registry.master_keys()
     return SupervisorSettings(

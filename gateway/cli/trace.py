@@ -20,8 +20,8 @@ from gateway.errors import ConfigurationError, ControlError
 
 if TYPE_CHECKING:
     from gateway.config import GatewaySettings
-    from gateway.server.control import Message
-    from gateway.server.trace_messages import StartTrace, TraceEvent
+    from gateway.server.control.messages import Message
+    from gateway.server.control.trace_messages import StartTrace, TraceEvent
 
 __all__ = ["app"]
 
@@ -78,8 +78,8 @@ def trace_device(
     """
     settings = load_settings(config)
 
-    from gateway.server.trace_messages import StartTrace
-    from gateway.server.trace_relay import KEY_LOG_S_MAX, TRACE_S_MAX
+    from gateway.server.control.trace_messages import StartTrace
+    from gateway.server.supervision.trace_relay import KEY_LOG_S_MAX, TRACE_S_MAX
 
     most_s = TRACE_S_MAX if key_log is None else KEY_LOG_S_MAX
     text = duration or (f"{most_s:.0f}s" if key_log is None else KEY_LOG_FOR)
@@ -127,9 +127,9 @@ async def _follow(
     count: int | None,
 ) -> None:
     """Print what comes until the time is over, enough was seen, or the user has."""
-    from gateway.server.channel import connect_unix
-    from gateway.server.supervisor import CONTROL_SOCKET
-    from gateway.server.trace_messages import TraceStarted
+    from gateway.server.control.channel import connect_unix
+    from gateway.server.control.trace_messages import TraceStarted
+    from gateway.server.supervision.supervisor import CONTROL_SOCKET
 
     inbox: asyncio.Queue[Message | None] = asyncio.Queue()
 
@@ -160,7 +160,7 @@ async def _print_from(
     write_secret: Callable[[str], None],
     count: int | None,
 ) -> None:
-    from gateway.server.trace_messages import KeyLogLine, TraceEvents, TraceOutcome
+    from gateway.server.control.trace_messages import KeyLogLine, TraceEvents, TraceOutcome
 
     seen = 0
     while (message := await inbox.get()) is not None:
@@ -228,7 +228,7 @@ LIST_SHOWN: Final = 40
 
 
 def _lines(event: "TraceEvent", *, show_bytes: bool) -> list[str]:
-    from gateway.server.trace_messages import (
+    from gateway.server.control.trace_messages import (
         TraceConnected,
         TraceEnded,
         TraceHello,
@@ -293,7 +293,7 @@ def _outcome_lines(event: Any) -> list[str]:
 def _document(event: "TraceEvent") -> dict[str, Any]:
     from msgspec import to_builtins
 
-    from gateway.server.trace_messages import TraceMessage
+    from gateway.server.control.trace_messages import TraceMessage
     from gateway.wire.handshake_names import message_name, version_name
 
     document: dict[str, Any] = to_builtins(event, builtin_types=(bytes,))

@@ -1,1 +1,1 @@
-"""The running gateway: supervisor, follower and worker processes, connections, and what steers them."""
+"""The running gateway. Each room says in its first line what lives there; docs/architecture.md has their order."""

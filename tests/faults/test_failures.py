@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.registry.store import NewDevice
-from gateway.server.failures import BURST_S
-from gateway.server.rates import FREE_FAILURES, PENALTY_FIRST_S
+from gateway.server.admission.failures import BURST_S
+from gateway.server.admission.rates import FREE_FAILURES, PENALTY_FIRST_S
 from gateway.tls.openssl import TlsVersion
 from tests.support.devices import TLS12, TLS13, End, Refused, TlsDevice
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for

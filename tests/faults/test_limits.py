@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.registry.store import NewDevice
-from gateway.server.limits import BURST_S
+from gateway.server.admission.limits import BURST_S
 from tests.faults.conftest import TICK_S
 from tests.support.devices import TLS12, End, Refused, TlsDevice
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.registry.store import NewDevice
-from gateway.server.open_files import FILES_RESERVED
+from gateway.server.processes.open_files import FILES_RESERVED
 from tests.support.devices import Refused, TlsDevice
 from tests.support.gateway import new_gateway, wait_for
 

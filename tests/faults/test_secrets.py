@@ -23,7 +23,9 @@ def test_a_crash_leaves_no_core_file(tmp_path: Path, number: int) -> None:
     crash = f"import os; os.kill(os.getpid(), {number})"
     if not _dumps_core(crash, tmp_path):
         missing("this machine writes no core files")
-    assert not _dumps_core(f"from gateway.server.hardening import harden; harden(); {crash}", tmp_path)
+    assert not _dumps_core(
+        f"from gateway.server.processes.hardening import harden; harden(); {crash}", tmp_path
+    )
 
 
 def _dumps_core(code: str, directory: Path) -> bool:

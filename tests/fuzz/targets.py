@@ -20,8 +20,8 @@ from gateway.registry.formats import FORMATS
 from gateway.registry.formats.base import FileDevice, Ignored
 from gateway.registry.formats.source import BadLine, DeviceFile
 from gateway.registry.identities import KEY_BYTES_MAX, KEY_BYTES_MIN, is_identity
-from gateway.server.channel import Channel
-from gateway.server.control import Done, Message
+from gateway.server.control.channel import Channel
+from gateway.server.control.messages import Done, Message
 from gateway.wire.client_hello import HelloScanner
 from gateway.wire.framing import Frame, FrameDecoder, LineDecoder, split_message_id
 from gateway.wire.length_framing import LengthDecoder

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from gateway.errors import ControlError
-from gateway.server.channel import connect_unix
-from gateway.server.control import Message
-from gateway.server.trace_messages import StartTrace, TraceOver, TraceStarted
-from gateway.server.trace_relay import TRACE_S_MAX, TRACERS_MAX
+from gateway.server.control.channel import connect_unix
+from gateway.server.control.messages import Message
+from gateway.server.control.trace_messages import StartTrace, TraceOver, TraceStarted
+from gateway.server.supervision.trace_relay import TRACE_S_MAX, TRACERS_MAX
 from tests.support.capture import write_pcap
 from tests.support.devices import TLS12, TLS13, Refused, TlsDevice
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for

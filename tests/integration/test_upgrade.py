@@ -93,9 +93,14 @@ def test_a_program_that_cannot_run_is_refused_before_anything_stops(own_code: Pa
     with running(gateway), TlsDevice.connect(gateway.port(), device) as session:
         workers = gateway.worker_pids()
         for file, before, after, reason in (
-            ("server/worker.py", "import gc\n", "import gone\n", "ModuleNotFoundError"),
+            ("server/processes/worker.py", "import gc\n", "import gone\n", "ModuleNotFoundError"),
             ("registry/schema.py", 'SCHEMA_REVISION = "', 'SCHEMA_REVISION = "0', "know schema 0006"),
-            ("server/upgrade.py", "FORMAT: Final = 1", "FORMAT: Final = 2", "hands over format 1"),
+            (
+                "server/supervision/upgrade.py",
+                "FORMAT: Final = 1",
+                "FORMAT: Final = 2",
+                "hands over format 1",
+            ),
             ("__main__.py", "from gateway", "from nowhere", "nowhere"),
         ):
             good = (own_code / file).read_text()

@@ -4,7 +4,7 @@ import itertools
 
 from hypothesis import given, settings, strategies as st
 
-from gateway.server.rates import FORGOTTEN_AFTER_S, FREE_FAILURES, Penalties, Rates
+from gateway.server.admission.rates import FORGOTTEN_AFTER_S, FREE_FAILURES, Penalties, Rates
 
 patient = settings(deadline=None)  # a busy machine is not a failure; pytest's time-out bounds the test
 

@@ -19,8 +19,8 @@ from gateway.registry.notices import Published
 from gateway.registry.records import CredentialRecord, RealmRecord, identity_key
 from gateway.registry.replica import FORMAT, ReplicaMeta, create_generation
 from gateway.registry.sealing import MasterKey, Sealer, credential_context, secret_context
-from gateway.server.control import Drain
-from gateway.server.worker import Worker
+from gateway.server.control.messages import Drain
+from gateway.server.processes.worker import Worker
 from gateway.tls.openssl import ClientContext, TlsVersion
 from gateway.tls.session import ClientSession, Data, Established
 

@@ -253,11 +253,11 @@ class Gateway:
 
     def worker_pids(self) -> list[int]:
         """Pids of the worker processes."""
-        return self._children("gateway.server.worker")
+        return self._children("gateway.server.processes.worker")
 
     def follower_pid(self) -> int:
         """Pid of the follower process."""
-        (pid,) = self._children("gateway.server.follower")
+        (pid,) = self._children("gateway.server.processes.follower")
         return pid
 
     def pids(self) -> list[int]:

@@ -16,9 +16,9 @@ from gateway.cli import root_app
 from gateway.config import load
 from gateway.forward.settings import RouteMatch, RouteSettings
 from gateway.registry.settings import RegistrySettings
-from gateway.server.admin_settings import AdminSettings
-from gateway.server.limits_settings import LimitsSettings
+from gateway.server.admission.limits_settings import LimitsSettings
 from gateway.server.settings import Address, ListenerSettings, NodeSettings
+from gateway.server.supervision.admin_settings import AdminSettings
 from gateway.telemetry.logs import LogSettings
 from gateway.telemetry.metrics import FollowerMetrics, Outcome, SupervisorMetrics, WorkerMetrics
 from gateway.wire.framing import Reason

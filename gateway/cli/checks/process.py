@@ -21,8 +21,8 @@ CONTROL_S: Final = 3.0
 def running_pid(data_dir: Path) -> int | None:
     """The process that answers on the control socket of this folder, None when none does."""
     from gateway.errors import ControlError
-    from gateway.server.channel import connect_unix
-    from gateway.server.supervisor import CONTROL_SOCKET
+    from gateway.server.control.channel import connect_unix
+    from gateway.server.supervision.supervisor import CONTROL_SOCKET
 
     async def connect() -> int | None:
         try:
@@ -36,7 +36,7 @@ def running_pid(data_dir: Path) -> int | None:
 
 def check_open_files(settings: "GatewaySettings", pid: int | None) -> Iterator[Finding]:
     """Whether a worker may open what its share of `limits.connections` takes."""
-    from gateway.server.open_files import open_files_needed
+    from gateway.server.processes.open_files import open_files_needed
 
     workers = settings.node.workers or os.cpu_count() or 1
     needed = open_files_needed(settings.limits.connections, workers)

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.device import Client, ClientSettings, DeviceRefused, FileStore, Key, KeyRing
 from gateway.registry.store import NewDevice
-from gateway.server.loop import run
+from gateway.server.processes.loop import run
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 
 KEY = Key(bytes(range(32)))

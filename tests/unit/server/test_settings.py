@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from gateway.server.limits_settings import LimitsSettings
+from gateway.server.admission.limits_settings import LimitsSettings
 from gateway.server.settings import Address, ListenerSettings, NodeSettings
 
 

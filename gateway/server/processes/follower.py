@@ -1,0 +1,305 @@
+"""The follower process: drives the registry's follower, and tells the supervisor what it finds.
+
+Started by the supervisor as `python -m gateway.server.processes.follower FD`. Everything that may wait for the database or the
+disk runs in one thread beside the event loop, so that metrics and the order to stop are answered meanwhile.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
+
+from gateway.errors import RegistryError, RegistryMismatch
+from gateway.registry.follower import Follower
+from gateway.registry.listener import can_listen, listen
+from gateway.registry.masterkeys import KeyRing, MasterKeySource
+from gateway.registry.notices import Published
+from gateway.registry.reports import Newcomer, Reports
+from gateway.registry.settings import RegistrySettings
+from gateway.server.control.channel import Channel
+from gateway.server.control.messages import (
+    CheckReaders,
+    Collect,
+    CommandDelivered,
+    Configure,
+    Drain,
+    FollowerStatus,
+    Message,
+    Metrics,
+    Newcomers,
+    Used,
+)
+from gateway.server.processes.hardening import harden
+from gateway.server.processes.keys import refresh_keys
+from gateway.server.processes.loop import run
+from gateway.telemetry.aggregate import snapshot
+from gateway.telemetry.logs import LogSettings, setup
+from gateway.telemetry.metrics import FollowerMetrics
+
+__all__ = ["FollowerSettings"]
+
+log = structlog.get_logger()
+
+_RETRY_MAX_S: Final = 5.0
+"""A registry that is away is asked again at least this often."""
+_COUNT_EVERY_S: Final = 60.0
+_EXPIRING_WITHIN_S: Final = 14 * 86_400.0
+"""Time enough to reach the devices of a fleet before they are shut out."""
+_PROGRESS_EVERY_S: Final = 0.5
+_PROGRESS_LOGGED_EVERY_S: Final = 5.0
+_GATHER_S: Final = 0.02
+"""Between word of a change and the look at it: of a hundred writes a second, those of a moment are taken together."""
+_HEAD_EVERY_S: Final = 3600.0
+_DELIVERED_PER_POLL: Final = 1_000
+
+
+class FollowerSettings(BaseModel):
+    """What of the configuration the follower needs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    log: LogSettings
+    data_dir: Path
+    registry: RegistrySettings
+    master_keys: MasterKeySource
+
+    def to_json(self) -> bytes:
+        """For the control channel, with the registry's whole URL: it is masked in every other JSON."""
+        return to_json(self.model_dump())
+
+
+class FollowerProcess:
+    """The life of the follower: poll, tell, wait."""
+
+    def __init__(self, settings: FollowerSettings, channel: Channel) -> None:
+        self._settings = settings
+        self._channel = channel
+        self._registry = CollectorRegistry()
+        self._metrics = FollowerMetrics(self._registry)
+        self._follower = Follower(settings.registry, settings.data_dir / "replica", wall=time.time)
+        self._keys = KeyRing(settings.master_keys)
+        self._reports = Reports(settings.registry, self._keys.sealer, time.time)
+        self._reports_failed = ""
+        self._head_at = -_HEAD_EVERY_S
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
+        self._stop = asyncio.Event()
+        self._wake = asyncio.Event()
+        """Something is there to be done before the next look at the registry is due."""
+        self._said = ""
+        self._progress_logged_at = -_PROGRESS_LOGGED_EVERY_S
+        self._delivered: list[int] = []
+        self._counted_at = -_COUNT_EVERY_S
+        self._counting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._counting.set_result(None)
+
+    async def run(self) -> None:
+        """Follow until `stop`."""
+        loop = asyncio.get_running_loop()
+        generation = await loop.run_in_executor(self._thread, self._follower.open)
+        if generation is not None:
+            self._tell("starting", "the follower is starting")  # how old what it publishes is
+            self._channel.notify(Published(str(generation), self._follower.status.sequence))
+        listening = self._listen()
+        wait_s = 0.0
+        while not self._stop.is_set():
+            self._wake.clear()  # what is heard from here on may have missed this poll
+            wait_s = await self._poll(wait_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait_s)
+                await asyncio.sleep(_GATHER_S)
+        listening.cancel()
+        self._counting.cancel()
+        await self._write_reports()
+        await loop.run_in_executor(self._thread, self._reports.close)
+        await loop.run_in_executor(self._thread, self._follower.close)
+        self._thread.shutdown(wait=False)
+
+    def stop(self) -> None:
+        """Let `run` return after the poll under way."""
+        self._stop.set()
+        self._wake.set()
+
+    def _listen(self) -> asyncio.Future[None]:
+        """Look at the registry when it says that it changed, where it does."""
+        loop = asyncio.get_running_loop()
+        url = self._settings.registry.url
+        return loop.create_task(listen(url, self._wake.set)) if can_listen(url) else loop.create_future()
+
+    async def handle(self, message: Message) -> Message | None:
+        """What the supervisor says."""
+        match message:
+            case Collect():
+                return self.metrics()
+            case CheckReaders():
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._follower.reader_check)
+            case CommandDelivered():
+                self._delivered.append(message.number)
+            case Used():
+                self._reports.add_uses(message.credentials)
+            case Newcomers():
+                self._reports.add_newcomers(Newcomer(*each) for each in message.identities)
+            case Drain():
+                self.stop()
+            case _:
+                raise AssertionError(f"a follower is not told {type(message).__name__}")
+        return None
+
+    def metrics(self) -> Metrics:
+        """All metrics of this process as they are now."""
+        status = self._follower.status
+        self._metrics.revision.set(status.sequence)
+        if status.polled_at:
+            self._metrics.age.set(max(0.0, time.time() - status.polled_at))
+        return Metrics(snapshot(self._registry))
+
+    async def _poll(self, waited_s: float) -> float:
+        """One poll; seconds until the next."""
+        loop = asyncio.get_running_loop()
+        try:
+            await self._remove_delivered()
+            polling = loop.run_in_executor(self._thread, self._follower.poll)
+            while not (await asyncio.wait({polling}, timeout=_PROGRESS_EVERY_S))[0]:
+                self._tell_progress()
+            for notice in polling.result():
+                self._channel.notify(notice)
+        except RegistryError as exc:
+            self._tell("mismatch" if isinstance(exc, RegistryMismatch) else "away", str(exc))
+            return min(max(waited_s * 2, self._settings.registry.poll_interval_s), _RETRY_MAX_S)
+        self._tell("following", "")
+        await loop.run_in_executor(self._thread, refresh_keys, self._keys)
+        if self._reports.is_due and await self._write_reports():
+            return 0.0  # what was written is read at once
+        await self._log_head()
+        if loop.time() - self._counted_at >= _COUNT_EVERY_S and self._counting.done():
+            self._counted_at = loop.time()
+            self._counting = loop.create_task(self._count_credentials())
+        return 0.0 if self._follower.behind else self._settings.registry.poll_interval_s
+
+    async def _remove_delivered(self) -> None:
+        """Commands that were delivered wait no longer; while the registry is away they are remembered here."""
+        delivered = self._delivered[:_DELIVERED_PER_POLL]
+        if delivered:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._thread, self._follower.remove_commands, delivered)
+            del self._delivered[: len(delivered)]
+
+    async def _write_reports(self) -> bool:
+        """Write what workers reported; whether that went well."""
+        if not self._reports.is_due:
+            return False
+        loop = asyncio.get_running_loop()
+        try:
+            enrolments = await loop.run_in_executor(self._thread, self._reports.flush)
+        except RegistryError as exc:
+            if (reason := str(exc)) != self._reports_failed:
+                log.warning("reports_not_written", reason=reason, note="they are kept and tried again")
+                self._reports_failed = reason
+            return False
+        self._reports_failed = ""
+        for newcomer, refused in enrolments:
+            self._metrics.enrolments.labels("added" if refused is None else "refused").inc()
+            log.info(
+                "device_enrolled" if refused is None else "enrolment_refused",
+                device=newcomer.identity,
+                address=newcomer.address,
+                **({} if refused is None else {"reason": refused}),
+            )
+        return True
+
+    async def _log_head(self) -> None:
+        """Once an hour: a head that is kept apart from the database finds an audit that was cut off."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._head_at < _HEAD_EVERY_S:
+            return
+        with contextlib.suppress(RegistryError):  # the next poll meets it, too, and tells
+            head = await loop.run_in_executor(self._thread, self._reports.audit_head)
+            if head is not None:
+                log.info("audit_head", head=str(head))
+            self._head_at = loop.time()
+
+    async def _count_credentials(self) -> None:
+        """Refresh the gauge, once a minute: it is never counted at a scrape."""
+        with contextlib.suppress(RegistryError):  # the next poll meets it, too, and tells
+            counts = await asyncio.to_thread(self._follower.credential_states)
+            for state, count in counts.items():
+                self._metrics.credentials.labels(state).set(count)
+            self._metrics.expiring.set(
+                await asyncio.to_thread(self._follower.devices_expiring, _EXPIRING_WITHIN_S)
+            )
+            await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._follower.remove_expired_commands
+            )
+
+    def _tell_progress(self) -> None:
+        progress = self._follower.progress
+        if progress is not None:
+            self._tell(
+                "copying", f"copying the registry: {progress.copied:,} of {progress.total:,} credentials"
+            )
+
+    def _tell(self, state: str, detail: str) -> None:
+        """Tell the supervisor how things stand, and log what is new."""
+        status = self._follower.status
+        self._channel.notify(FollowerStatus(state, detail, status.sequence, status.polled_at))
+        if (said := f"{state} {detail}") == self._said:
+            return
+        if state in ("away", "mismatch"):
+            log.warning(
+                "registry_unusable",
+                state=state,
+                reason=detail,
+                note="devices go on as the replica knows them",
+            )
+        elif state == "copying":
+            if asyncio.get_running_loop().time() - self._progress_logged_at < _PROGRESS_LOGGED_EVERY_S:
+                return
+            self._progress_logged_at = asyncio.get_running_loop().time()
+            log.info("replica_copying", progress=detail)
+        elif self._said.startswith(("away", "mismatch")):
+            log.info("registry_back", sequence=status.sequence)
+        self._said = said
+
+
+async def _main(control_fd: int) -> None:
+    channel = await Channel.over(socket.socket(fileno=control_fd))
+    configuration = await channel.receive_first()
+    assert isinstance(configuration, Configure)
+    settings = FollowerSettings.model_validate_json(configuration.settings)
+    setup(settings.log, process="follower")
+    process = FollowerProcess(settings, channel)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, process.stop)
+    channel.handler = process.handle
+    serving = loop.create_task(channel.serve())
+    serving.add_done_callback(lambda _: process.stop())  # the supervisor is gone
+    try:
+        await process.run()
+    finally:
+        channel.notify(process.metrics())
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        await channel.finish()
+
+
+def main() -> None:
+    """Entry point of the process."""
+    harden()
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole terminal; the supervisor answers it
+    run(_main(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()
