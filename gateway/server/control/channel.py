@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
@@ -20,7 +21,7 @@ import msgspec
 from gateway.errors import ControlError
 from gateway.server.control.messages import Done, Message
 
-__all__ = ["Channel", "DetachedChannel", "Handler", "connect_unix", "unix_listener"]
+__all__ = ["Channel", "DetachedChannel", "Handler", "connect_unix", "serve_unix", "unix_listener"]
 
 _CREDENTIALS: Final = struct.Struct("3i")
 """Of a peer: process, user and group."""
@@ -249,6 +250,19 @@ def unix_listener(path: Path) -> socket.socket:
         os.umask(mask)
     sock.listen(64)
     return sock
+
+
+async def serve_unix(
+    listening: socket.socket,
+    connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> asyncio.Server:
+    """Call `connected` for each client of a `unix_listener`. The socket's file stays where it is when the server closes."""
+    if sys.version_info >= (
+        3,
+        13,
+    ):  # where asyncio removes it, unless told not to: after an upgrade it is the successor's
+        return await asyncio.start_unix_server(connected, sock=listening, cleanup_socket=False)
+    return await asyncio.start_unix_server(connected, sock=listening)
 
 
 @contextlib.asynccontextmanager

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 import gateway
 from gateway.errors import ConfigurationError, ControlError, GatewayError
 from gateway.registry.notices import Changed, Published
-from gateway.server.control.channel import Channel, unix_listener
+from gateway.server.control.channel import Channel, serve_unix, unix_listener
 from gateway.server.control.messages import (
     CheckReaders,
     Collect,
@@ -482,7 +482,7 @@ class Supervisor:
         sock.close()
 
     async def _open_control(self) -> None:
-        self._control_server = await asyncio.start_unix_server(self._control_client, sock=self._control.dup())
+        self._control_server = await serve_unix(self._control.dup(), self._control_client)
 
     def _close_control(self) -> None:
         self._control_server.close()  # of several, the one of now

@@ -1,6 +1,7 @@
+import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,6 @@ def dead(number: int, reason: str = "no", at: float = 20.0) -> DeadLetter:
     return DeadLetter(message(number), reason, at)
 
 
-def reopened(store: SpoolStore) -> SpoolStore:
-    store.close()
-    again = SpoolStore(store.path, "normal")
-    again.open()
-    return again
-
-
 def numbers(groups: list[Group]) -> list[list[int]]:
     return [[each.sequence for each in group.messages] for group in groups]
 
@@ -46,20 +40,39 @@ def store(tmp_path: Path) -> Iterator[SpoolStore]:
     store.close()
 
 
+@pytest.fixture
+def reopened(store: SpoolStore) -> Iterator[Callable[[], SpoolStore]]:
+    """The same spool as the next process finds it."""
+    with contextlib.ExitStack() as opened:
+
+        def reopen() -> SpoolStore:
+            store.close()
+            again = SpoolStore(store.path, "normal")
+            again.open()
+            opened.callback(again.close)
+            return again
+
+        yield reopen
+
+
 class TestGroups:
-    def test_messages_come_back_as_they_were(self, store: SpoolStore) -> None:
+    def test_messages_come_back_as_they_were(
+        self, store: SpoolStore, reopened: Callable[[], SpoolStore]
+    ) -> None:
         odd = Message("r", "d\0", "é", None, "s", 1, 0.1, os.urandom(300), {}, "own id")
         store.commit(Group([odd, message(2)], 7.25))
-        (found,) = reopened(store).read(0, 1)
+        (found,) = reopened().read(0, 1)
         assert found.messages == [odd, message(2)]
         assert (found.since, found.number) == (7.25, 1)
         assert found.weight == 301 + 2 * WEIGHT
         assert found.devices == {("r", "d\0"): 300 + WEIGHT, ("default", "d"): 1 + WEIGHT}
 
-    def test_order_and_numbers_go_on_after_reopening(self, store: SpoolStore) -> None:
+    def test_order_and_numbers_go_on_after_reopening(
+        self, store: SpoolStore, reopened: Callable[[], SpoolStore]
+    ) -> None:
         for start in (1, 3, 5):
             store.commit(group(start, start + 1))
-        again = reopened(store)
+        again = reopened()
         again.commit(group(7), delete_through=1)
         assert numbers(again.read(0, 1 << 20)) == [[3, 4], [5, 6], [7]]
         assert [each.number for each in again.read(2, 1 << 20)] == [3, 4]
@@ -106,10 +119,10 @@ class TestGroups:
 
 
 class TestDeadLetters:
-    def test_kept_with_the_deletion(self, store: SpoolStore) -> None:
+    def test_kept_with_the_deletion(self, store: SpoolStore, reopened: Callable[[], SpoolStore]) -> None:
         store.commit(group(1, 2))
         store.commit(None, 1, [dead(1), dead(2, "never")])
-        again = reopened(store)
+        again = reopened()
         assert again.read(0, 1) == []
         assert again.dead_letters(None, 10) == [dead(1), dead(2, "never")]
         assert again.dead_letters(None, 1) == [dead(1)]
@@ -147,14 +160,16 @@ class TestFaults:
         store.commit(group(2))
         assert [each.number for each in store.read(1, 1)] == [2]  # numbers never go back in one life
 
-    def test_a_body_that_was_changed_is_put_aside(self, store: SpoolStore) -> None:
+    def test_a_body_that_was_changed_is_put_aside(
+        self, store: SpoolStore, reopened: Callable[[], SpoolStore]
+    ) -> None:
         for number in (1, 2, 3):
             store.commit(group(number))
         store._db.execute("UPDATE groups SET body = zeroblob(length(body)) WHERE number = 2")
         assert numbers(store.read(0, 1 << 20)) == [[1], [3]]
         assert store.damaged_messages == 1
         assert numbers(store.read(0, 1 << 20)) == [[1], [3]]
-        assert reopened(store).damaged_messages == 1
+        assert reopened().damaged_messages == 1
 
     @pytest.mark.parametrize("content", [b"", b"not a database", pytest.param(os.urandom(8192), id="noise")])
     def test_a_file_that_is_no_database(self, tmp_path: Path, content: bytes) -> None:
