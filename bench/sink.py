@@ -7,7 +7,7 @@ import asyncio
 import sys
 from typing import cast
 
-from gateway.server.processes import loop
+from gateway.net import loop
 
 _received = 0
 

@@ -62,7 +62,7 @@ def connect(  # noqa: PLR0917 -- typer takes options as parameters
     ] = False,
 ) -> None:
     """Connect as a device: lines from stdin go out, what comes back is printed."""
-    from gateway.server.processes import loop
+    from gateway.net import loop
 
     dialer = make_dialer(
         parse_address(address, "HOST:PORT"),

@@ -26,7 +26,7 @@ def run(config: ConfigOption = None) -> None:
     SIGHUP reloads the configuration, SIGUSR2 goes on as the program that is installed now; see docs/reload.md.
     """
     from gateway.config import find_config
-    from gateway.server.processes import loop
+    from gateway.net import loop
     from gateway.server.supervision import upgrade
     from gateway.server.supervision.supervisor import Supervisor
     from gateway.telemetry.logs import setup

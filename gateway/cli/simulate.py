@@ -101,7 +101,7 @@ def simulate(  # noqa: PLR0917 -- typer takes options as parameters
     """Connect a fleet of devices and let them send, with bad actors beside them."""
     from gateway.device.fleet import FleetPlan
     from gateway.device.fleet_processes import run_fleet, split_plan
-    from gateway.server.processes import loop
+    from gateway.net import loop
 
     target = parse_address(address, "HOST:PORT")
     processes = processes or len(os.sched_getaffinity(0))

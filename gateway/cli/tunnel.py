@@ -73,7 +73,7 @@ def tunnel(  # noqa: PLR0917 -- typer takes options as parameters
 ) -> None:
     """Listen for plain TCP and carry each connection to the gateway over TLS-PSK."""
     from gateway.device.tunnel import TunnelSettings
-    from gateway.server.processes import loop
+    from gateway.net import loop
 
     address = parse_address(target, "--connect")
     dialer = make_dialer(

@@ -1,1 +1,1 @@
-"""Sockets of devices and of services, driven without a transport of the event loop."""
+"""The event loop, and sockets of devices and of services that are driven without its transports."""

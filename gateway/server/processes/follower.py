@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 
 from gateway.errors import RegistryError, RegistryMismatch
+from gateway.net.loop import run
 from gateway.registry.follower import Follower
 from gateway.registry.listener import can_listen, listen
 from gateway.registry.masterkeys import KeyRing, MasterKeySource
@@ -41,7 +42,6 @@ from gateway.server.control.messages import (
 )
 from gateway.server.processes.hardening import harden
 from gateway.server.processes.keys import refresh_keys
-from gateway.server.processes.loop import run
 from gateway.telemetry.aggregate import snapshot
 from gateway.telemetry.logs import LogSettings, setup
 from gateway.telemetry.metrics import FollowerMetrics

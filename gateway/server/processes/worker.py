@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from gateway.errors import ControlError, RegistryError
 from gateway.forward.route import RouteTable
 from gateway.forward.settings import BackendSettings, RouteSettings
+from gateway.net.loop import run
 from gateway.net.poller import Poller
 from gateway.registry.masterkeys import KeyRing, MasterKeySource
 from gateway.registry.notices import Changed, Published
@@ -72,7 +73,6 @@ from gateway.server.control.trace_messages import StartTrace, StopTrace
 from gateway.server.processes.accepting import Accepting, receive_descriptors
 from gateway.server.processes.hardening import harden
 from gateway.server.processes.keys import refresh_keys
-from gateway.server.processes.loop import run
 from gateway.server.processes.open_files import connections_with_files
 from gateway.server.sessions.command_sources import CommandSources
 from gateway.server.sessions.commands import CommandSender

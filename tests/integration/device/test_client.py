@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from gateway.device import Client, ClientSettings, DeviceRefused, FileStore, Key, KeyRing
+from gateway.net.loop import run
 from gateway.registry.store import NewDevice
-from gateway.server.processes.loop import run
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 
 KEY = Key(bytes(range(32)))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gateway.device import Client, ClientSettings, Command, Key, KeyRing
+from gateway.net.loop import run
 from gateway.registry.store import NewDevice
-from gateway.server.processes.loop import run
 from gateway.wire.framings import FRAMINGS
 from tests.support.gateway import Gateway, new_gateway, running
 

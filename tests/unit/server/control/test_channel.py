@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import ControlError
+from gateway.net.loop import run
 from gateway.server.control.channel import Channel, connect_unix, unix_listener
 from gateway.server.control.messages import Done, Drain, Kick, Message
-from gateway.server.processes.loop import run
 
 
 async def pair(
