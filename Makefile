@@ -82,16 +82,19 @@ audit: .venv/installed-dev
 		echo "$$lock"; $(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement $$lock || failed=1; \
 	done; test -z "$$failed"
 
-# The bounds in pyproject.toml: the same tests with the lowest versions that it allows, and with the newest there are. The
-# reference is generated with the locked versions: others describe options in other words.
+# The bounds in pyproject.toml: the same tests with the lowest versions that it allows, and with the newest there are, also on
+# each newer Python that is installed. The reference is generated with the locked versions: others describe options in other words.
 BOUNDS_TESTS := tests/unit tests/property tests/interop/test_openssl.py tests/integration/test_lines.py \
 	--ignore tests/unit/docs/test_reference.py
 bounds: .venv/installed-dev peers
-	@for versions in lowest-direct highest; do \
-		echo "With the $$versions versions"; \
-		$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/bounds-$$versions \
-		&& $(BIN)/uv pip install --quiet --python build/bounds-$$versions --resolution $$versions --editable '.[dev]' \
-		&& build/bounds-$$versions/bin/python -m pytest --quiet -m "not prove" --reruns 1 $(BOUNDS_TESTS) || exit 1; \
+	@newer=$$(for python in python3.12 python3.13; do \
+		$$python -c '' 2>/dev/null && echo "$$($$python -c 'import sys; print(sys.executable)')=highest"; done); \
+	for bounds in $(BIN)/python=lowest-direct $(BIN)/python=highest $$newer; do \
+		python=$${bounds%=*} versions=$${bounds#*=}; \
+		echo "With the $$versions versions, on $$($$python --version)"; \
+		$(BIN)/uv venv --quiet --clear --python $$python build/bounds \
+		&& $(BIN)/uv pip install --quiet --python build/bounds --resolution $$versions --editable '.[dev]' \
+		&& build/bounds/bin/python -m pytest --quiet -m "not prove" --reruns 1 $(BOUNDS_TESTS) || exit 1; \
 	done
 
 clean:

@@ -45,7 +45,9 @@ class Collector(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def service(certificates: Certificates | None, *, header: bool) -> AsyncIterator[int]:
+async def service(
+    certificates: Certificates | None, *, header: bool, address: str = "127.0.0.1"
+) -> AsyncIterator[int]:
     """Reads the header where there is one (in plain, before TLS), then answers `ping` with `done`."""
     context = None
     if certificates is not None:
@@ -76,7 +78,7 @@ async def service(certificates: Certificates | None, *, header: bool) -> AsyncIt
                 return  # closed: the test is over
             serve(sock)
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server((address, 0)) as listener:
         accepting = threading.Thread(target=accept)
         accepting.start()
         try:
@@ -120,6 +122,20 @@ def test_certificates_that_do_not_fit(tmp_path: Path, header: bool) -> None:
                 await exchange(settings | {"ca_file": str(certificates.other_ca)})
             with pytest.raises(BackendUnavailable, match="does not exist"):
                 await exchange(settings | {"ca_file": "/nonexistent"})
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("header", [False, True])
+def test_a_certificate_of_another_name(tmp_path: Path, header: bool) -> None:
+    """Signed by the right authority, for localhost and 127.0.0.1."""
+    certificates = Certificates(tmp_path)
+
+    async def test() -> None:
+        async with service(certificates, header=header, address="127.0.0.9") as port:
+            settings = {"url": f"tls://127.0.0.9:{port}", "proxy_protocol": header} | certificates.settings
+            with pytest.raises(BackendUnavailable, match="its certificate is not accepted"):
+                await exchange(settings)
 
     asyncio.run(test())
 
