@@ -71,6 +71,13 @@ class Server:
             sum(part.proportional for part in parts),
         )
 
+    def pin(self, cpus: frozenset[int]) -> None:
+        """Keep every thread of the tree to these cores from now on, and what they start."""
+        for pid in _tree(self.pid):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    os.sched_setaffinity(int(thread.name), cpus)
+
     def stop(self) -> None:
         """SIGTERM, and SIGKILL for whatever of the tree is left after a while."""
         members = _tree(self.pid)

@@ -108,7 +108,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
     ),
     "growth-restart": Section(
         "Time to bring a fleet back after a restart",
-        "From the start of the program until it is ready, with the replica from before, and from there until all devices have a session; up to "
+        "From the start of the program, on all cores, until it is ready, with the replica from before, and from there until all devices have a session; up to "
         "1,000 of them try at a time, without back-off. One worker.",
         "devices",
         ("whole_s", "ready_s"),

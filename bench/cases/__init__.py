@@ -16,7 +16,7 @@ class Case:
 
     run: Callable[[Suite], None]
     rounds: int = 5
-    quick_rounds: int = 3
+    quick_rounds: int = 2
 
 
 CASES: Mapping[str, Case] = {
@@ -24,9 +24,9 @@ CASES: Mapping[str, Case] = {
     "stream": Case(stream.run),
     "memory": Case(memory.run, rounds=3, quick_rounds=1),
     "messages": Case(messages.run),
-    "changes": Case(changes.run, rounds=10, quick_rounds=3),
+    "changes": Case(changes.run, rounds=10),
     "growth-registry": Case(growth.by_registry),
-    "growth-sessions": Case(growth.by_sessions, quick_rounds=2),
+    "growth-sessions": Case(growth.by_sessions, quick_rounds=1),
     "growth-workers": Case(growth.by_workers),
     "growth-restart": Case(growth.restart, rounds=3, quick_rounds=1),
     "import": Case(imports.run, rounds=1, quick_rounds=1),

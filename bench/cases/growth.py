@@ -100,7 +100,7 @@ def restart(suite: Suite) -> None:
     with running(peer):
         pass  # the replica is there from now on
     for number in range(suite.rounds):
-        for devices in in_turns(number, suite.pick((1000, 3000, 10_000), (300, 1000))):
+        for devices in in_turns(number, suite.pick((1000, 3000, 10_000), (1000,))):
             suite.say(f"{devices:,} devices come back, round {number + 1}")
             with running(peer) as gateway:
                 cpu_s, began = gateway.server.cpu_s(), time.monotonic()

@@ -12,7 +12,7 @@ MANY_LINES = f"{MOSQUITTO}, 100,000 lines"
 WITH_LINE = f"{PSK_GCM.label}, and one acknowledged line of 64 bytes"
 _FULL = ((1, 300), (8, 1000), (64, 3000))
 """Clients at a time, and connections per round with so many: all rounds together stay below the devices of the registry."""
-_QUICK = ((1, 200), (8, 500), (64, 1500))
+_QUICK = ((1, 100), (8, 300), (64, 1000))
 _SLOW_SHARE = 5
 """So many times fewer connections where each takes half a millisecond."""
 

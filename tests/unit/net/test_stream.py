@@ -160,6 +160,32 @@ def test_a_slow_reader_gets_everything_and_is_waited_for(play: Play) -> None:
     play(body)
 
 
+def test_what_is_lent_may_change_after_the_call(play: Play) -> None:
+    """Also what the kernel did not take at once."""
+
+    async def body(stage: Stage) -> None:
+        peer, protocol = await stage.connect()
+        lent = bytearray(8 << 20)
+        for value in (1, 2):
+            lent[:] = bytes([value]) * len(lent)
+            protocol.stream.send(memoryview(lent))
+        assert protocol.stream.get_write_buffer_size() > len(lent)
+        lent[:] = bytes(len(lent))
+        received = await asyncio.to_thread(receive, peer, 2 * len(lent))
+        assert received == b"\1" * len(lent) + b"\2" * len(lent)
+        peer.close()
+        await protocol.lost
+
+    play(body)
+
+
+def receive(peer: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size and (piece := peer.recv(1 << 20)):
+        data += piece
+    return bytes(data)
+
+
 def test_the_last_words_come_before_the_end(play: Play) -> None:
     async def body(stage: Stage) -> None:
         peer, protocol = await stage.connect()
