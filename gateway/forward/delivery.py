@@ -28,7 +28,7 @@ BATCH_MESSAGES_MAX: Final = 500
 BATCH_BYTES_MAX: Final = 1 << 20
 """Of payload; bounds what is held twice while it is written. A single larger message still goes."""
 WINDOW_BYTES_MAX: Final = 16 << 20
-"""What may wait for the backend in each worker, beside what is out: some 30,000 small messages, a second of load."""
+"""What may wait for the backend in each worker, beside what is out: some 50,000 small messages, a second of load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +139,9 @@ class DirectDelivery:
     def submit(self, message: Message, done: Answer) -> None:
         """Take a message; after `aclose` has begun it is refused as `stopping`. `done` is never called from within."""
         if self._closing:
-            asyncio.get_running_loop().call_soon(done, Reason.STOPPING)
+            asyncio.get_running_loop().call_soon(done, message, Reason.STOPPING)
         elif not self._window.add(message):
-            asyncio.get_running_loop().call_soon(done, Reason.FULL)
+            asyncio.get_running_loop().call_soon(done, message, Reason.FULL)
         else:
             self._waiting.append((message, done))
             self._wake.set()
@@ -208,13 +208,13 @@ class DirectDelivery:
         for index, (message, done) in enumerate(batch):
             self._window.remove(message)
             if index >= settled:
-                done(unsettled)
+                done(message, unsettled)
             elif index in refused:
-                done(Reason.REFUSED)
+                done(message, Reason.REFUSED)
             elif self._replies and index in replies:
-                done(None, replies[index])
+                done(message, None, replies[index])
             else:
-                done(None)
+                done(message, None)
 
 
 _ALL_STOPPING: Final = Receipt(settled=0, error=BackendUnavailable("the gateway stops"))

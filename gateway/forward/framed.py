@@ -8,7 +8,6 @@ wait. Therefore bytes are taken in small pieces; once too much is unanswered, or
 came, and the device is not read, until answers have left.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -41,9 +40,12 @@ _PIECE_BYTES: Final = 4096
 
 
 class Answer(Protocol):
-    """What becomes of a message. `reply` is what the backend answers, on a route that carries replies."""
+    """What becomes of a message. `reply` is what the backend answers, on a route that carries replies.
 
-    def __call__(self, reason: Reason | None, reply: bytes | None = None, /) -> None:
+    It is told which message, so that one function serves all of a session: of messages that wait there are many.
+    """
+
+    def __call__(self, message: Message, reason: Reason | None, reply: bytes | None = None, /) -> None:
         """Must not raise."""
 
 
@@ -58,7 +60,7 @@ class Delivery(Protocol):
         """Call `resume` once, when it is not full any more."""
 
     def submit(self, message: Message, done: "Answer") -> None:
-        """Deliver; `done` is called exactly once, never from within: None when the message is safe, else why not."""
+        """Deliver; `done` is called exactly once with it, never from within: None when it is safe, else why not."""
 
 
 class MessageLog(Protocol):
@@ -230,6 +232,7 @@ class FramedSession:
 
     def _take(self, frames: list[Frame]) -> None:
         received_at = self._wall() if frames else 0.0
+        settled = self._settled
         for frame in frames:
             self._number = number = self._number + 1
             self._log.received()
@@ -238,10 +241,9 @@ class FramedSession:
                 self._log.rejected(message)
                 self._answer(number, self._refusal(number, message))
                 continue
-            size = len(message.payload)
             self._unconfirmed += 1
-            self._unconfirmed_bytes += size
-            self._delivery.submit(message, functools.partial(self._settled, number, size))
+            self._unconfirmed_bytes += len(message.payload)
+            self._delivery.submit(message, settled)
         if not self._paused and (
             self._unanswered >= _UNANSWERED_MAX or self._unconfirmed_bytes >= _UNCONFIRMED_BYTES_MAX
         ):
@@ -287,10 +289,11 @@ class FramedSession:
             message_id,
         )
 
-    def _settled(self, number: int, size: int, reason: Reason | None, reply: bytes | None = None) -> None:
-        """The backend has confirmed frame `number`, or not."""
+    def _settled(self, message: Message, reason: Reason | None, reply: bytes | None = None) -> None:
+        """The backend has confirmed a frame, or not."""
+        number = message.sequence
         self._unconfirmed -= 1
-        self._unconfirmed_bytes -= size
+        self._unconfirmed_bytes -= len(message.payload)
         if reason is not None:
             self._log.rejected(reason)
         if self._lost:

@@ -120,4 +120,4 @@ class _LimitedDelivery:
         if self._rate.admit(len(message.payload), self._now()):
             self._delivery.submit(message, done)
         else:
-            asyncio.get_running_loop().call_soon(done, Reason.RATE_LIMITED)
+            asyncio.get_running_loop().call_soon(done, message, Reason.RATE_LIMITED)

@@ -7,7 +7,7 @@ from gateway.forward.message import Message
 
 __all__ = ["MESSAGE_BYTES", "Window"]
 
-MESSAGE_BYTES: Final = 550
+MESSAGE_BYTES: Final = 300
 """What a waiting message takes beside its payload: the objects, and its places in queues (measured with tracemalloc)."""
 
 

@@ -1,7 +1,6 @@
 """Whatever happens to backend and process: what was acknowledged arrives or is a dead letter, and in order."""
 
 import asyncio
-import functools
 import shutil
 import tempfile
 import time
@@ -89,9 +88,9 @@ async def live(
     )
     accepted: set[int] = set()
 
-    def answered(number: int, reason: Reason | None, _reply: bytes | None = None) -> None:
+    def answered(message: Message, reason: Reason | None, _reply: bytes | None = None) -> None:
         assert reason is None
-        accepted.add(number)
+        accepted.add(message.sequence)
 
     dead: set[str] = set()
     await delivery.open()
@@ -102,7 +101,7 @@ async def live(
             for _ in range(count):
                 world.last += 1
                 message = Message("r", "d", "d", None, "s", world.last, time.time(), b"")
-                delivery.submit(message, functools.partial(answered, world.last))
+                delivery.submit(message, answered)
             await asyncio.sleep(0.002)
         if to_the_end:
             world.mood = "well"

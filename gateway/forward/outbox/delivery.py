@@ -134,7 +134,7 @@ class SpooledDelivery:
         elif self._early is not None:
             self._early.append((message, done))
         else:
-            asyncio.get_running_loop().call_soon(done, Reason.UNAVAILABLE)
+            asyncio.get_running_loop().call_soon(done, message, Reason.UNAVAILABLE)
 
     # Life
 

@@ -204,9 +204,9 @@ class Outbox:
     def submit(self, message: Message, done: Answer) -> None:
         """Take a message, and answer when it is on the disk, or why it is not."""
         if self._closing:
-            self._loop.call_soon(done, Reason.STOPPING)
+            self._loop.call_soon(done, message, Reason.STOPPING)
         elif not self._contents.has_room(message) or not self._window.add(message):
-            self._loop.call_soon(done, Reason.FULL)
+            self._loop.call_soon(done, message, Reason.FULL)
         else:
             self._contents.add(message)
             self._waiting.append((message, done))
@@ -283,7 +283,7 @@ class Outbox:
         remove = self._window.remove
         for message, done in taken:
             remove(message)
-            done(reason)
+            done(message, reason)
         if self._waiting:
             self._commit_next()
         elif self._delete_through or self._dead:

@@ -1,5 +1,4 @@
 import asyncio
-import functools
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -66,12 +65,12 @@ class Scene:
 
     def submit(self, *numbers: int, payload: bytes = b"x") -> None:
         for number in numbers:
-            self.delivery.submit(message(number, payload), functools.partial(self.answer, number))
+            self.delivery.submit(message(number, payload), self.answer)
 
-    def answer(self, number: int, reason: Reason | None, reply: bytes | None = None) -> None:
-        self.answers.append((number, reason))
+    def answer(self, message: Message, reason: Reason | None, reply: bytes | None = None) -> None:
+        self.answers.append((message.sequence, reason))
         if reply is not None:
-            self.replies[number] = reply
+            self.replies[message.sequence] = reply
 
     def end_batch(self, outcome: Exception | None = None) -> None:
         self.sink.outcomes.put_nowait(outcome)
@@ -348,13 +347,13 @@ def test_to_a_file(run: Run, tmp_path: Path) -> None:
     async def submit_all(delivery: DirectDelivery, numbers: range) -> None:
         settled = asyncio.Event()
 
-        def answered(number: int, reason: Reason | None, _reply: bytes | None = None) -> None:
-            answers.append((number, reason))
-            if number == numbers[-1]:
+        def answered(message: Message, reason: Reason | None, _reply: bytes | None = None) -> None:
+            answers.append((message.sequence, reason))
+            if message.sequence == numbers[-1]:
                 settled.set()
 
         for number in numbers:
-            delivery.submit(message(number, b"%d" % number), functools.partial(answered, number))
+            delivery.submit(message(number, b"%d" % number), answered)
         await settled.wait()
 
     run(test())

@@ -50,7 +50,7 @@ class FakeDelivery:
     def __init__(self) -> None:
         self.is_full = False
         self.messages: list[Message] = []
-        self.answers: list[Answer] = []
+        self.unsettled: list[tuple[Message, Answer]] = []
         self.waiting: list[Callable[[], None]] = []
 
     def when_free(self, resume: Callable[[], None]) -> None:
@@ -58,11 +58,12 @@ class FakeDelivery:
 
     def submit(self, message: Message, done: Answer) -> None:
         self.messages.append(message)
-        self.answers.append(done)
+        self.unsettled.append((message, done))
 
     def settle(self, reason: Reason | None = None, reply: bytes | None = None, count: int = 1) -> None:
         for _ in range(count):
-            self.answers.pop(0)(reason, reply)
+            message, done = self.unsettled.pop(0)
+            done(message, reason, reply)
 
     def free(self) -> None:
         self.is_full = False
@@ -232,9 +233,9 @@ class TestBounds:
         assert not play.is_read()
         assert len(play.delivery.messages) <= 256 + 4096
         taken = 0
-        while play.delivery.answers:
-            taken += len(play.delivery.answers)
-            play.delivery.settle(count=len(play.delivery.answers))
+        while play.delivery.unsettled:
+            taken += len(play.delivery.unsettled)
+            play.delivery.settle(count=len(play.delivery.unsettled))
             play.run_soon()
         assert taken == 100_000
         assert play.is_read()
@@ -267,8 +268,8 @@ class TestBounds:
         play = Play()
         play.session.data_received(b"x\n" * 10_000)
         play.session.device_lost()
-        while play.delivery.answers:
-            play.delivery.settle(count=len(play.delivery.answers))
+        while play.delivery.unsettled:
+            play.delivery.settle(count=len(play.delivery.unsettled))
         assert len(play.delivery.messages) == 10_000
         assert play.heard() == b""
 

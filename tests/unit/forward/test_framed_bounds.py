@@ -81,7 +81,7 @@ class Stage:
             message, done = self.submitted.popleft()
             if reason is None:
                 self.delivered.append(message.payload)
-            done(reason)
+            done(message, reason)
 
     def turn(self) -> None:
         """The event loop does what was left for later."""

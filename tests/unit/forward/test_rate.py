@@ -22,7 +22,7 @@ class Taken:
 
     def submit(self, message: Message, done: Answer) -> None:
         self.messages.append(message.sequence)
-        done(None)
+        done(message, None)
 
     def when_free(self, resume: Callable[[], None]) -> None:
         self.resumes.append(resume)
@@ -64,13 +64,15 @@ class TestDeviceRates:
             inner = Taken()
             delivery = DeviceRates(messages_per_s, bytes_per_s, 50, lambda: now).limit(inner, info())
             for number in range(1, 13):
-                delivery.submit(message(number, 10), lambda reason, _reply=None: answers.append(reason))
+                delivery.submit(
+                    message(number, 10), lambda _message, reason, _reply=None: answers.append(reason)
+                )
             assert inner.messages == list(range(1, 11))
             assert answers == [None] * 10  # refusals never from within
             await asyncio.sleep(0)
             assert answers == [None] * 10 + [Reason.RATE_LIMITED] * 2
             now = 1.0
-            delivery.submit(message(13, 10), lambda _reason, _reply=None: None)
+            delivery.submit(message(13, 10), lambda _message, _reason, _reply=None: None)
             assert inner.messages[-1] == 13
 
         asyncio.run(test())
@@ -80,9 +82,9 @@ class TestDeviceRates:
             inner = Taken()
             rates = DeviceRates(0.1, 0, 100, lambda: 0.0)
             one, other, foreign = (rates.limit(inner, info(name)) for name in ("d", "d", "e"))
-            one.submit(message(1), lambda _reason, _reply=None: None)
-            other.submit(message(2), lambda _reason, _reply=None: None)
-            foreign.submit(message(3), lambda _reason, _reply=None: None)
+            one.submit(message(1), lambda _message, _reason, _reply=None: None)
+            other.submit(message(2), lambda _message, _reason, _reply=None: None)
+            foreign.submit(message(3), lambda _message, _reason, _reply=None: None)
             assert inner.messages == [1, 3]
             del one, other, foreign
             gc.collect()
@@ -93,7 +95,7 @@ class TestDeviceRates:
     def test_the_largest_message_fits_a_low_rate(self) -> None:
         inner = Taken()
         delivery = DeviceRates(0, 1, 5000, lambda: 0.0).limit(inner, info())
-        delivery.submit(message(1, 5000), lambda _reason, _reply=None: None)
+        delivery.submit(message(1, 5000), lambda _message, _reason, _reply=None: None)
         assert inner.messages == [1]
 
     def test_back_pressure_goes_through(self) -> None:

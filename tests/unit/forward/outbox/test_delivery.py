@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -112,11 +111,11 @@ class Scene:
     ) -> None:
         for number in numbers:
             message = Message("default", device, device, None, "session", number, self.now, payload)
-            delivery.submit(message, functools.partial(self._answered, number))
+            delivery.submit(message, self._answered)
 
-    def _answered(self, number: int, reason: Reason | None, reply: bytes | None = None) -> None:
+    def _answered(self, message: Message, reason: Reason | None, reply: bytes | None = None) -> None:
         assert reply is None
-        self.answers.append((number, reason))
+        self.answers.append((message.sequence, reason))
 
     def accepted(self) -> list[int]:
         return [number for number, reason in self.answers if reason is None]

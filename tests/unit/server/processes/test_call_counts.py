@@ -84,7 +84,7 @@ def test_a_message(tmp_path: Path, measured: Report) -> None:
                 )
 
             python, c = await per_unit(calls, send)
-            check("a message", (python / lines, c / lines), (17, 22), calls, measured)
+            check("a message", (python / lines, c / lines), (17, 23), calls, measured)
             await device.close()
 
     asyncio.run(body())
