@@ -13,7 +13,8 @@ BIN := .venv/bin
 CTL := $(BIN)/gatewayctl
 PEERS := mosquitto mosquitto-clients postgresql mariadb-server openssl nodejs gnutls-bin stunnel4 rabbitmq-server redis-server curl \
 	gcc libc6-dev libmbedtls-dev libwolfssl-dev golang-go prometheus tshark \
-	haproxy nginx-core libnginx-mod-stream systemd
+	haproxy nginx-core libnginx-mod-stream systemd \
+	libfaketime nftables iproute2
 
 TEST_LOCK := tests/requirements.lock
 CONTAINER_LOCK := deploy/container/requirements.lock

@@ -48,7 +48,7 @@ def test_a_case_alone_leaves_the_results_of_the_others(bench: Callable[..., int]
 def test_quick_is_passed_on_and_said(bench: Callable[..., int], tmp_path: Path) -> None:
     assert bench("memory", "--quick") == 0
     page = (tmp_path / "RESULTS.md").read_text()
-    assert "quick size, 3 rounds" in page
+    assert "quick size, 2 rounds" in page
 
 
 def test_render_measures_nothing(bench: Callable[..., int], tmp_path: Path) -> None:

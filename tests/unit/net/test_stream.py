@@ -173,8 +173,9 @@ def test_what_is_lent_may_change_after_the_call(play: Play) -> None:
         lent[:] = bytes(len(lent))
         received = await asyncio.to_thread(receive, peer, 2 * len(lent))
         assert received == b"\1" * len(lent) + b"\2" * len(lent)
-        peer.close()
+        protocol.stream.abort()
         await protocol.lost
+        peer.close()
 
     play(body)
 
