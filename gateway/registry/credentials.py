@@ -83,11 +83,11 @@ def credential_columns(  # noqa: PLR0917 - the columns, in the order of the tabl
     identity: str,
     hash_: str,
     created_at: dt.datetime,
-    used_on: int | None = None,
+    used_on: int,
 ) -> dict[str, Any]:
     """What every new row of credentials has, whoever writes it; key, fingerprint and window come to it.
 
-    `used_on` is the value of `first_day`, read once by those who write many rows.
+    `used_on` is what `usage.first_day` gives.
     """
     return {
         "device_id": device_id,
@@ -95,7 +95,7 @@ def credential_columns(  # noqa: PLR0917 - the columns, in the order of the tabl
         "identity": identity,
         "hash": hash_,
         "created_at": created_at,
-        "used_on": first_day() if used_on is None else used_on,
+        "used_on": used_on,
     }
 
 
@@ -186,7 +186,12 @@ def rotate_key(  # noqa: PLR0917 - connection, ledger and vault come first in ev
         connection.execute(
             insert(schema.credentials).values(
                 **credential_columns(
-                    device.id, realm.id, identity, _hash_of_newest(connection, device.id), now
+                    device.id,
+                    realm.id,
+                    identity,
+                    _hash_of_newest(connection, device.id),
+                    now,
+                    first_day(connection),
                 ),
                 sealed_key=sealed_key,
                 fingerprint=vault.fingerprint(key),

@@ -22,6 +22,7 @@ from gateway.registry.ledger import Entry, Ledger
 from gateway.registry.realms import UNCHANGED, KnownRealm, Unchanged, known_realm
 from gateway.registry.records import PskHash
 from gateway.registry.sealing import Key
+from gateway.registry.usage import first_day
 from gateway.registry.vault import Vault
 
 __all__ = [
@@ -163,7 +164,9 @@ def _insert(  # noqa: PLR0917 - as above
         device_id = _new_id(device.inserted_primary_key)
         connection.execute(
             insert(schema.credentials).values(
-                **credential_columns(device_id, realm.id, draft.identity, draft.hash, created_at),
+                **credential_columns(
+                    device_id, realm.id, draft.identity, draft.hash, created_at, first_day(connection)
+                ),
                 sealed_key=sealed_key,
                 fingerprint=vault.fingerprint(key),
                 not_before=draft.not_before,

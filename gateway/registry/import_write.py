@@ -62,7 +62,7 @@ class _Writer:
         self._vault = vault
         self._realm = realm
         self._at = at
-        self._used_on = connection.execute(select(first_day())).scalar_one()
+        self._used_on = first_day(connection)
         self._rows: list[dict[str, Any]] = []
         self._fingerprints: dict[bytes, list[str]] = {}
         """Identities by the fingerprints of keys that are new."""

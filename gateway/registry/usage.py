@@ -17,7 +17,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from gateway.registry import schema
 from gateway.registry.ledger import note_change
@@ -70,6 +70,10 @@ def record_uses(connection: Connection, uses: Mapping[int, dt.datetime], at: dt.
     return len(fresh)
 
 
-def first_day() -> ColumnElement[int]:
-    """What a new credential has as the day of its last use: the one before today, so that its first use is written."""
-    return select(schema.feed.c.service_day - 1).scalar_subquery()
+def first_day(connection: Connection) -> int:
+    """What a new credential has as the day of its last use: the one before today, so that its first use is written.
+
+    Read by itself: within an INSERT, MariaDB would lock the row of the feed to read it, and two writers that both have
+    read it so stand in each other's way when they take their sequences.
+    """
+    return int(connection.execute(select(schema.feed.c.service_day - 1)).scalar_one())

@@ -131,6 +131,32 @@ def test_a_long_write_holds_the_feed_at_its_end_only(server_engine: Engine) -> N
     assert seen_after(engine, 2) == [3]
 
 
+def test_writers_that_have_their_rows_do_not_stand_in_each_others_way(
+    server_settings: RegistrySettings,
+) -> None:
+    """None has locked the row of the feed to read it: whoever takes it first goes first, and nobody begins anew."""
+    writers = 4
+    all_have_rows = threading.Barrier(writers)
+
+    def add(writer: int) -> int:
+        asked = 0
+
+        def now() -> dt.datetime:  # asked for when the rows are made, and when their change is noted
+            nonlocal asked
+            asked += 1
+            if asked == 2:
+                all_have_rows.wait(DEADLINE_S)
+            return utc_now()
+
+        with Registry(server_settings, AUTHOR, now=now) as registry:
+            registry.add_device(NewDevice(identity=f"m-{writer}"))
+        return asked
+
+    with ThreadPoolExecutor(writers) as pool:
+        asked = [pool.submit(add, writer) for writer in range(writers)]
+        assert [future.result() for future in asked] == [2] * writers
+
+
 def test_a_reader_beside_many_writers_sees_every_change_once_and_in_order(
     settings: RegistrySettings, engine: Engine
 ) -> None:
