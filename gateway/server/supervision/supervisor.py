@@ -7,7 +7,6 @@ the connections waiting in them, to its successor.
 
 import asyncio
 import contextlib
-import functools
 import os
 import platform
 import signal
@@ -15,7 +14,7 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -23,37 +22,26 @@ from prometheus_client import CollectorRegistry
 import gateway
 from gateway.errors import ConfigurationError, ControlError, GatewayError
 from gateway.registry.notices import Changed, Published
-from gateway.server.control.channel import Channel, serve_unix, unix_listener
+from gateway.server.control.channel import unix_listener
 from gateway.server.control.messages import (
     CheckReaders,
     Collect,
     CommandDelivered,
     CommandOutcome,
     Configure,
-    CountLoad,
-    DiscardDeadLetters,
-    Done,
     Drain,
-    DrainNode,
     EndSession,
     FollowerStatus,
-    Kick,
-    ListDeadLetters,
-    ListSessions,
-    Load,
     Message,
     Newcomers,
-    RetryDeadLetters,
     SendCommand,
     SessionClosed,
     SessionOpened,
-    Sessions,
     Used,
 )
-from gateway.server.control.trace_messages import KeyLogLine, StartTrace, TraceEvents
+from gateway.server.control.trace_messages import KeyLogLine, TraceEvents
 from gateway.server.processes.open_files import allow_open_files
 from gateway.server.processes.sockets import ListeningSockets, bind_admin, lock_folder
-from gateway.server.sessions.dead_letters import add_up
 from gateway.server.sessions.takeover import LimitedSession, LimitedSessions
 from gateway.server.supervision.admin import Admin
 from gateway.server.supervision.changes import Changes
@@ -62,6 +50,7 @@ from gateway.server.supervision.crew import AFTER_DRAIN_S, Crew
 from gateway.server.supervision.dispatch import CommandDispatch
 from gateway.server.supervision.node import SupervisorSettings, compare
 from gateway.server.supervision.notify import ServiceManager
+from gateway.server.supervision.operators import Operators
 from gateway.server.supervision.trace_relay import TraceRelay
 from gateway.server.supervision.upgrade import FORMAT, Handover, Program, become, unblock_signals
 from gateway.server.supervision.watch import keep_informed, keep_watchdog
@@ -75,9 +64,6 @@ __all__ = ["CONTROL_SOCKET", "Supervisor"]
 log = structlog.get_logger()
 
 CONTROL_SOCKET: Final = "control.sock"
-_ASK_TIMEOUT_S: Final = 5.0
-_DEAD_LETTERS_TIMEOUT_S: Final = 50.0
-"""Writing back a gigabyte takes a while."""
 _ROLL_PATIENCE_S: Final = 60.0
 """How long new workers may take to accept before a reload is given up."""
 _UNSENT_MAX: Final = 10_000
@@ -141,6 +127,9 @@ class Supervisor:
         self._follower = self._new_follower()
         self._unsent: deque[Message] = deque(maxlen=_UNSENT_MAX)
         self._commands = CommandDispatch(self._crew.ask, lambda state: metrics.commands.labels(state).inc())
+        self._operators = Operators(
+            self._crew, self._commands, self._traces, self._drain_node, lambda: bool(self._draining)
+        )
         self._status = self._crew.status
         self._limited = LimitedSessions()
         self._changing = asyncio.Lock()
@@ -166,8 +155,8 @@ class Supervisor:
                 if handover is None
                 else socket.socket(fileno=handover.control)
             )
-            await self._open_control()
-            stack.callback(self._close_control)
+            await self._operators.open(self._control)
+            stack.callback(self._operators.close)
             worker = self._settings.worker
             allow_open_files(worker.limits, worker.routes, self._settings.worker_count)
             self._log_start()
@@ -257,6 +246,15 @@ class Supervisor:
         await self._crew.stop(drain_s)
         await self._follower.stop(Drain(drain_s), AFTER_DRAIN_S)
         log.info("stopped")
+
+    async def _drain_node(self, within_s: float) -> None:
+        """Let this node run empty. It stays, not ready, until it is told to end."""
+        async with self._changing:
+            if not self._draining:
+                self._draining = "the node is drained"
+                log.info("draining", within_s=within_s)
+            await self._crew.empty(within_s)
+            self._sockets.close()
 
     def _new_follower(self) -> Child:
         return Child(
@@ -401,7 +399,7 @@ class Supervisor:
         async with self._changing:
             self._refuse_when_draining()
             await self._admin.close()
-            self._control_server.close()
+            self._operators.close()
             children = [*self._crew.everyone, self._follower]
             handed = {child: each for child in children if (each := await child.hand_over()) is not None}
             own = [
@@ -431,7 +429,7 @@ class Supervisor:
                 for child in handed:
                     await child.take_back()
                 self._admin_sock, self._admin = await self._open_admin(self._settings, rebind=False)
-                await self._open_control()
+                await self._operators.open(self._control)
                 return exc
 
     async def _take_over(self, handover: Handover) -> None:
@@ -456,7 +454,7 @@ class Supervisor:
         if self._draining:
             raise ConfigurationError(f"{self._draining}: restart it instead")
 
-    # The admin endpoint and the control socket
+    # The admin endpoint
 
     async def _open_admin_at_start(self, handover: Handover | None) -> None:
         rebind = True
@@ -480,70 +478,6 @@ class Supervisor:
     async def _close_endpoint(self, sock: socket.socket, admin: Admin) -> None:
         await admin.close()
         sock.close()
-
-    async def _open_control(self) -> None:
-        self._control_server = await serve_unix(self._control.dup(), self._control_client)
-
-    def _close_control(self) -> None:
-        self._control_server.close()  # of several, the one of now
-
-    # Operators
-
-    async def _control_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        channel = Channel(reader, writer)
-        channel.handler = functools.partial(self._from_operator, channel)
-        try:
-            await channel.serve()
-        finally:
-            self._traces.gone(channel)
-
-    async def _from_operator(self, operator: Channel, message: Message) -> Message | None:
-        match message:
-            case StartTrace():
-                return self._traces.begin(message, operator)
-            case ListSessions():
-                answers = await self._ask_workers(message)
-                return Sessions(
-                    [session for answer in answers for session in cast("Sessions", answer).sessions]
-                )
-            case ListDeadLetters() | RetryDeadLetters() | DiscardDeadLetters():
-                return add_up(message, await self._ask_workers(message, _DEAD_LETTERS_TIMEOUT_S))
-            case Kick():
-                answers = await self._ask_workers(message)
-                count = sum(cast("Done", answer).count for answer in answers)
-                log.info("kicked", realm=message.realm, device=message.device, sessions=count)
-                return Done(count)
-            case SendCommand():
-                return await self._commands.send(message)
-            case DrainNode() | CountLoad():
-                if isinstance(message, DrainNode):
-                    await self._drain_node(message.within_s)
-                return await self._load_of_node()
-            case _:
-                raise ControlError(
-                    f"this gateway does not know {type(message).__name__}: are both of one version?"
-                )
-
-    async def _ask_workers(self, message: Message, timeout_s: float = _ASK_TIMEOUT_S) -> list[Message]:
-        return [answer for _, answer in await self._crew.ask(message, timeout_s)]
-
-    async def _drain_node(self, within_s: float) -> None:
-        """Let this node run empty. It stays, not ready, until it is told to end."""
-        async with self._changing:
-            if not self._draining:
-                self._draining = "the node is drained"
-                log.info("draining", within_s=within_s)
-            await self._crew.empty(within_s)
-            self._sockets.close()
-
-    async def _load_of_node(self) -> Load:
-        loads = [cast("Load", answer) for answer in await self._ask_workers(CountLoad())]
-        return Load(
-            sum(load.connections for load in loads),
-            sum(load.sessions for load in loads),
-            sum(load.messages for load in loads),
-            is_draining=bool(self._draining),
-        )
 
     # At the start
 
