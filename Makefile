@@ -23,6 +23,9 @@ BUILD_LOCK := deploy/container/build.lock
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-annotate --no-strip-extras
 
+# Many processes of the gateway start, in the tests above all: what is compiled once need not be compiled by each of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test check bench prove docs reference clean peers lock audit bounds
 
 run: .venv/installed

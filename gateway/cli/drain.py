@@ -63,9 +63,8 @@ def drain(
 
 async def _drain(data_dir: Path, within_s: float, *, shows_progress: bool) -> "tuple[Load, Load]":
     """The load before and after."""
-    from gateway.server.control.channel import connect_unix
+    from gateway.server.control.channel import CONTROL_SOCKET, connect_unix
     from gateway.server.control.messages import CountLoad, DrainNode
-    from gateway.server.supervision.supervisor import CONTROL_SOCKET
 
     async with connect_unix(data_dir / CONTROL_SOCKET) as channel:
         first = cast("Load", await channel.call(CountLoad(), _ASK_TIMEOUT_S))

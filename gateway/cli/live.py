@@ -87,8 +87,7 @@ def kick_device(
 
 def ask(config: Path | None, message: "Message", timeout_s: float = ASK_TIMEOUT_S) -> "Message":
     """Ask the running gateway. Raises ControlError when there is none, or it refuses or does not answer in time."""
-    from gateway.server.control.channel import connect_unix
-    from gateway.server.supervision.supervisor import CONTROL_SOCKET
+    from gateway.server.control.channel import CONTROL_SOCKET, connect_unix
 
     path = load_settings(config).node.data_dir / CONTROL_SOCKET
 

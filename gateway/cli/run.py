@@ -87,8 +87,8 @@ def _program(config: Path) -> "Program":
 
 def _supervisor_settings(settings: "GatewaySettings") -> "SupervisorSettings":
     """Each process gets its part of the configuration, and no more."""
-    from gateway.server.processes.follower import FollowerSettings
-    from gateway.server.processes.worker import WorkerSettings
+    from gateway.server.processes.follower_settings import FollowerSettings
+    from gateway.server.processes.worker_settings import WorkerSettings
     from gateway.server.supervision.node import SupervisorSettings
 
     master_keys = settings.registry.master_keys()

@@ -127,9 +127,8 @@ async def _follow(
     count: int | None,
 ) -> None:
     """Print what comes until the time is over, enough was seen, or the user has."""
-    from gateway.server.control.channel import connect_unix
+    from gateway.server.control.channel import CONTROL_SOCKET, connect_unix
     from gateway.server.control.trace_messages import TraceStarted
-    from gateway.server.supervision.supervisor import CONTROL_SOCKET
 
     inbox: asyncio.Queue[Message | None] = asyncio.Queue()
 

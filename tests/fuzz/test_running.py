@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config import load
 from gateway.registry.store import NewDevice
-from gateway.server.supervision.supervisor import CONTROL_SOCKET
+from gateway.server.control.channel import CONTROL_SOCKET
 from tests.fuzz.targets import corpus_of
 from tests.support.devices import TlsDevice, tcp_socket
 from tests.support.gateway import Device, Gateway, gatewayctl, new_gateway, running, wait_for

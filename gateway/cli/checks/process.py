@@ -21,8 +21,7 @@ CONTROL_S: Final = 3.0
 def running_pid(data_dir: Path) -> int | None:
     """The process that answers on the control socket of this folder, None when none does."""
     from gateway.errors import ControlError
-    from gateway.server.control.channel import connect_unix
-    from gateway.server.supervision.supervisor import CONTROL_SOCKET
+    from gateway.server.control.channel import CONTROL_SOCKET, connect_unix
 
     async def connect() -> int | None:
         try:

@@ -21,8 +21,18 @@ import msgspec
 from gateway.errors import ControlError
 from gateway.server.control.messages import Done, Message
 
-__all__ = ["Channel", "DetachedChannel", "Handler", "connect_unix", "serve_unix", "unix_listener"]
+__all__ = [
+    "CONTROL_SOCKET",
+    "Channel",
+    "DetachedChannel",
+    "Handler",
+    "connect_unix",
+    "serve_unix",
+    "unix_listener",
+]
 
+CONTROL_SOCKET: Final = "control.sock"
+"""In `node.data_dir`: where a running gateway listens to operators."""
 _CREDENTIALS: Final = struct.Struct("3i")
 """Of a peer: process, user and group."""
 _FRAME_BYTES_MAX: Final = 64 * 1024 * 1024

@@ -11,22 +11,18 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Final
 
 import structlog
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel, ConfigDict
-from pydantic_core import to_json
 
 from gateway.errors import RegistryError, RegistryMismatch
 from gateway.net.loop import run
 from gateway.registry.follower import Follower
 from gateway.registry.listener import can_listen, listen
-from gateway.registry.masterkeys import KeyRing, MasterKeySource
+from gateway.registry.masterkeys import KeyRing
 from gateway.registry.notices import Published
 from gateway.registry.reports import Newcomer, Reports
-from gateway.registry.settings import RegistrySettings
 from gateway.server.control.channel import Channel
 from gateway.server.control.messages import (
     CheckReaders,
@@ -40,13 +36,12 @@ from gateway.server.control.messages import (
     Newcomers,
     Used,
 )
+from gateway.server.processes.follower_settings import FollowerSettings
 from gateway.server.processes.hardening import harden
 from gateway.server.processes.keys import refresh_keys
 from gateway.telemetry.aggregate import snapshot
-from gateway.telemetry.logs import LogSettings, setup
+from gateway.telemetry.logs import setup
 from gateway.telemetry.metrics import FollowerMetrics
-
-__all__ = ["FollowerSettings"]
 
 log = structlog.get_logger()
 
@@ -61,21 +56,6 @@ _GATHER_S: Final = 0.02
 """Between word of a change and the look at it: of a hundred writes a second, those of a moment are taken together."""
 _HEAD_EVERY_S: Final = 3600.0
 _DELIVERED_PER_POLL: Final = 1_000
-
-
-class FollowerSettings(BaseModel):
-    """What of the configuration the follower needs."""
-
-    model_config = ConfigDict(frozen=True)
-
-    log: LogSettings
-    data_dir: Path
-    registry: RegistrySettings
-    master_keys: MasterKeySource
-
-    def to_json(self) -> bytes:
-        """For the control channel, with the registry's whole URL: it is masked in every other JSON."""
-        return to_json(self.model_dump())
 
 
 class FollowerProcess:

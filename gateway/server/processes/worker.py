@@ -19,18 +19,15 @@ from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel, ConfigDict
 
 from gateway.errors import ControlError, RegistryError
 from gateway.forward.route import RouteTable
-from gateway.forward.settings import BackendSettings, RouteSettings
 from gateway.net.loop import run
 from gateway.net.poller import Poller
-from gateway.registry.masterkeys import KeyRing, MasterKeySource
+from gateway.registry.masterkeys import KeyRing
 from gateway.registry.notices import Changed, Published
 from gateway.server.admission.failures import FailedHandshakes
 from gateway.server.admission.limits import ConnectionLimits
-from gateway.server.admission.limits_settings import LimitsSettings
 from gateway.server.admission.listener import Listener
 from gateway.server.admission.lookup import NEWCOMER, DeviceLookup, refusal
 from gateway.server.connections.connection import DeviceConnection
@@ -74,6 +71,7 @@ from gateway.server.processes.accepting import Accepting, receive_descriptors
 from gateway.server.processes.hardening import harden
 from gateway.server.processes.keys import refresh_keys
 from gateway.server.processes.open_files import connections_with_files
+from gateway.server.processes.worker_settings import WorkerSettings
 from gateway.server.sessions.command_sources import CommandSources
 from gateway.server.sessions.commands import CommandSender
 from gateway.server.sessions.dead_letters import handle_dead_letters
@@ -82,11 +80,11 @@ from gateway.server.sessions.routes import LiveRoute, LiveRoutes
 from gateway.server.settings import ListenerSettings
 from gateway.telemetry.aggregate import snapshot
 from gateway.telemetry.connection_log import ConnectionLog
-from gateway.telemetry.logs import LogSettings, change, setup
+from gateway.telemetry.logs import change, setup
 from gateway.telemetry.metrics import Outcome, WorkerMetrics
 from gateway.tls.contexts import ContextStore
 
-__all__ = ["Worker", "WorkerSettings"]
+__all__ = ["Worker"]
 
 log = structlog.get_logger()
 
@@ -97,22 +95,6 @@ GC_THRESHOLDS: Final = (20_000, 50, 50)
 _RETIRE_EVERY_S: Final = 0.5
 """How often a route that is not in the configuration any more is asked whether its last session has ended."""
 _STOPS: Final = "the gateway stops"
-
-
-class WorkerSettings(BaseModel):
-    """What of the configuration a worker needs."""
-
-    model_config = ConfigDict(frozen=True)
-
-    log: LogSettings
-    data_dir: Path
-    drain_s: float
-    max_staleness_s: float
-    master_keys: MasterKeySource
-    limits: LimitsSettings
-    listeners: tuple[ListenerSettings, ...]
-    routes: tuple[RouteSettings, ...]
-    backends: dict[str, BackendSettings]
 
 
 class Worker:

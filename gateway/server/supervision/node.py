@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 from gateway.errors import ConfigurationError
-from gateway.server.processes.follower import FollowerSettings
-from gateway.server.processes.worker import WorkerSettings
+from gateway.server.processes.follower_settings import FollowerSettings
+from gateway.server.processes.worker_settings import WorkerSettings
 from gateway.server.supervision.admin_settings import AdminSettings
 
 __all__ = ["Change", "SupervisorSettings", "compare"]

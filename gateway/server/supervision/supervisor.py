@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 import gateway
 from gateway.errors import ConfigurationError, ControlError, GatewayError
 from gateway.registry.notices import Changed, Published
-from gateway.server.control.channel import unix_listener
+from gateway.server.control.channel import CONTROL_SOCKET, unix_listener
 from gateway.server.control.messages import (
     CheckReaders,
     Collect,
@@ -59,11 +59,10 @@ from gateway.telemetry.aggregate import Snapshot, merge, retire, snapshot
 from gateway.telemetry.metrics import SupervisorMetrics
 from gateway.tls.openssl import library_version
 
-__all__ = ["CONTROL_SOCKET", "Supervisor"]
+__all__ = ["Supervisor"]
 
 log = structlog.get_logger()
 
-CONTROL_SOCKET: Final = "control.sock"
 _ROLL_PATIENCE_S: Final = 60.0
 """How long new workers may take to accept before a reload is given up."""
 _UNSENT_MAX: Final = 10_000
