@@ -20,7 +20,7 @@ SQLITE_FILES = ("registry.db", "registry.db-wal", "registry.db-shm")
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Gateway]:
     """With a disk of its own for what a node keeps; the registry is elsewhere."""
-    gateway = new_gateway(tmp_path / "gateway", node="workers = 2")
+    gateway = new_gateway(tmp_path / "gateway", node="workers = 2", limits="penalty_max_s = 0\n")
     try:
         with small_disk(gateway.directory / "data", DISK_BYTES):
             yield gateway
