@@ -14,13 +14,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry
 
-from gateway.errors import ControlError, RegistryError
 from gateway.forward.route import RouteTable
 from gateway.net.loop import run
 from gateway.net.poller import Poller
@@ -29,13 +27,14 @@ from gateway.registry.notices import Changed, Published
 from gateway.server.admission.failures import FailedHandshakes
 from gateway.server.admission.limits import ConnectionLimits
 from gateway.server.admission.listener import Listener
-from gateway.server.admission.lookup import NEWCOMER, DeviceLookup, refusal
+from gateway.server.admission.lookup import DeviceLookup
 from gateway.server.connections.connection import DeviceConnection
 from gateway.server.connections.deadlines import TICK_S, Deadlines
 from gateway.server.connections.draining import end_all, end_spread
 from gateway.server.connections.ending import EndingConnection
 from gateway.server.connections.life import SessionLife
 from gateway.server.connections.proxied import ProxiedConnection
+from gateway.server.connections.registry_changes import RegistryChanges
 from gateway.server.connections.services import Services
 from gateway.server.connections.tracing import Tracers
 from gateway.server.control.channel import Channel
@@ -81,7 +80,7 @@ from gateway.server.settings import ListenerSettings
 from gateway.telemetry.aggregate import snapshot
 from gateway.telemetry.connection_log import ConnectionLog
 from gateway.telemetry.logs import change, setup
-from gateway.telemetry.metrics import Outcome, WorkerMetrics
+from gateway.telemetry.metrics import WorkerMetrics
 from gateway.tls.contexts import ContextStore
 
 __all__ = ["Worker"]
@@ -146,6 +145,14 @@ class Worker:
             tell,
             self._observe_revocation,
         )
+        self._registry_changes = RegistryChanges(
+            lookup=self._lookup,
+            contexts=self._contexts,
+            sessions=self._sessions,
+            life=self._life,
+            commands=self._commands,
+            observe_revocation=self._observe_revocation,
+        )
         self._deadlines: Deadlines[EndingConnection | ProxiedConnection] = Deadlines(time.monotonic())
         self._tracers = Tracers(tell, self._lookup, settings.limits, settings.listeners, time.time)
         self._limits: ConnectionLimits[DeviceConnection] = ConnectionLimits(
@@ -175,7 +182,6 @@ class Worker:
         self._accepting = Accepting(self._poller, self._factory)
         self._subscription: asyncio.Task[None] | None = None
         self._keys_looked_at = time.monotonic()
-        self._sequence = 0
         self._draining = asyncio.Event()
         self._drain_order = Drain(settings.drain_s)
 
@@ -199,7 +205,7 @@ class Worker:
         """What the supervisor says."""
         match message:
             case Published() | Changed() | FollowerStatus():
-                await self._follow(message)
+                self._follow(message)
             case Collect():
                 return self.metrics()
             case ListSessions() | Kick() | SendCommand():
@@ -264,61 +270,16 @@ class Worker:
 
     # Registry
 
-    async def _follow(self, message: Published | Changed | FollowerStatus) -> None:
+    def _follow(self, message: Published | Changed | FollowerStatus) -> None:
         match message:
             case Published():
-                await self._publish(message)
+                self._registry_changes.published(message)
+                if not self._accepting.is_accepting:
+                    self._accept()
             case Changed():
-                self._registry_changed(message)
+                self._registry_changes.changed(message)
             case FollowerStatus():
                 self._lookup.polled(message.polled_at)
-
-    async def _publish(self, published: Published) -> None:
-        # A follower that was started again lacks what it could not write: what was revoked stays revoked.
-        is_older = published.sequence < self._sequence
-        try:
-            self._lookup.publish(Path(published.path), keep_overlay=is_older)
-        except RegistryError as exc:
-            raise ControlError(str(exc)) from exc
-        self._contexts.keep((realm.hint, realm.record_bytes_max) for realm in self._lookup.realms.values())
-        self._check_sessions(self._sessions, None)
-        self._life.changed(time.time(), realms=True)
-        for session in self._sessions:
-            self._commands.connected(session)
-        if not self._accepting.is_accepting:
-            self._accept()
-
-    def _registry_changed(self, change: Changed) -> None:
-        self._sequence = change.sequence
-        self._lookup.replace_overlay(change.overlay)
-        if not self._lookup.is_ready:  # the replica that lacks all this follows
-            return
-        if change.realms:
-            self._lookup.reload_realms()
-            self._contexts.keep(
-                (realm.hint, realm.record_bytes_max) for realm in self._lookup.realms.values()
-            )
-        self._check_sessions(self._sessions.of_devices(change.devices), change.committed_at)
-        self._life.changed(time.time(), realms=change.realms)
-        self._commands.changed(change.devices, self._sessions.of_devices(change.devices))
-
-    def _check_sessions(self, sessions: Iterable[DeviceConnection], committed_at: float | None) -> None:
-        """Evaluate again what let these devices in, and stop those that would not come in now."""
-        now = time.time()
-        for session in sessions:
-            if session.device_id == NEWCOMER:
-                continue
-            record = self._lookup.record(session.realm_id, session.identity.encode("utf-8"))
-            if record is None or record.credential_id != session.credential_id:
-                reason = "removed"
-            elif (outcome := refusal(record, session.address, now)) is not Outcome.OK:
-                reason = outcome.value
-            else:
-                self._life.file_end(session, record.not_after)
-                continue
-            session.stop(reason)
-            if committed_at is not None:
-                self._observe_revocation(max(0.0, time.time() - committed_at))
 
     def _end_session(self, message: EndSession) -> None:
         """A newer session of its device took its place, in whichever worker."""
