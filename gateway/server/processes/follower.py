@@ -6,8 +6,6 @@ disk runs in one thread beside the event loop, so that metrics and the order to 
 
 import asyncio
 import contextlib
-import signal
-import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,6 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from gateway.errors import RegistryError, RegistryMismatch
-from gateway.net.loop import run
 from gateway.registry.follower import Follower
 from gateway.registry.listener import can_listen, listen
 from gateway.registry.masterkeys import KeyRing
@@ -28,7 +25,6 @@ from gateway.server.control.messages import (
     CheckReaders,
     Collect,
     CommandDelivered,
-    Configure,
     Drain,
     FollowerStatus,
     Message,
@@ -36,8 +32,8 @@ from gateway.server.control.messages import (
     Newcomers,
     Used,
 )
+from gateway.server.processes.child import configured, live, run_child
 from gateway.server.processes.follower_settings import FollowerSettings
-from gateway.server.processes.hardening import harden
 from gateway.server.processes.keys import refresh_keys
 from gateway.telemetry.aggregate import snapshot
 from gateway.telemetry.logs import setup
@@ -251,35 +247,12 @@ class FollowerProcess:
 
 
 async def _main(control_fd: int) -> None:
-    channel = await Channel.over(socket.socket(fileno=control_fd))
-    configuration = await channel.receive_first()
-    assert isinstance(configuration, Configure)
+    channel, configuration = await configured(control_fd)
     settings = FollowerSettings.model_validate_json(configuration.settings)
     setup(settings.log, process="follower")
     process = FollowerProcess(settings, channel)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, process.stop)
-    channel.handler = process.handle
-    serving = loop.create_task(channel.serve())
-    serving.add_done_callback(lambda _: process.stop())  # the supervisor is gone
-    try:
-        await process.run()
-    finally:
-        channel.notify(process.metrics())
-        serving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
-        await channel.finish()
-
-
-def main() -> None:
-    """Entry point of the process."""
-    harden()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole terminal; the supervisor answers it
-    run(_main(int(sys.argv[1])))
+    await live(process.run(), channel, process.handle, process.stop, process.metrics)
 
 
 if __name__ == "__main__":
-    main()
+    run_child(_main(int(sys.argv[1])))

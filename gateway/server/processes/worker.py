@@ -6,10 +6,8 @@ owns: it reads the replica, and never the registry.
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import gc
-import signal
 import socket
 import sys
 import time
@@ -20,7 +18,6 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from gateway.forward.route import RouteTable
-from gateway.net.loop import run
 from gateway.net.poller import Poller
 from gateway.registry.masterkeys import KeyRing
 from gateway.registry.notices import Changed, Published
@@ -37,12 +34,10 @@ from gateway.server.connections.proxied import ProxiedConnection
 from gateway.server.connections.registry_changes import RegistryChanges
 from gateway.server.connections.services import Services
 from gateway.server.connections.tracing import Tracers
-from gateway.server.control.channel import Channel
 from gateway.server.control.messages import (
     Alive,
     Collect,
     CommandDelivered,
-    Configure,
     CountLoad,
     DiscardDeadLetters,
     Done,
@@ -67,7 +62,7 @@ from gateway.server.control.messages import (
 )
 from gateway.server.control.trace_messages import StartTrace, StopTrace
 from gateway.server.processes.accepting import Accepting, receive_descriptors
-from gateway.server.processes.hardening import harden
+from gateway.server.processes.child import configured, live, run_child
 from gateway.server.processes.keys import refresh_keys
 from gateway.server.processes.open_files import connections_with_files
 from gateway.server.processes.worker_settings import WorkerSettings
@@ -75,7 +70,7 @@ from gateway.server.sessions.command_sources import CommandSources
 from gateway.server.sessions.commands import CommandSender
 from gateway.server.sessions.dead_letters import handle_dead_letters
 from gateway.server.sessions.index import SessionIndex
-from gateway.server.sessions.routes import LiveRoute, LiveRoutes
+from gateway.server.sessions.routes import LiveRoute, LiveRoutes, RouteSurroundings
 from gateway.server.settings import ListenerSettings
 from gateway.telemetry.aggregate import snapshot
 from gateway.telemetry.connection_log import ConnectionLog
@@ -121,13 +116,15 @@ class Worker:
         self._contexts = ContextStore()
         self._routes = LiveRoutes(
             RouteTable(settings.routes, settings.backends),
-            metrics,
-            self._spawn,
+            RouteSurroundings(
+                metrics,
+                self._spawn,
+                self._loop.call_soon,
+                workers,
+                spool_dir=settings.data_dir / "spool",
+                stdout_lock=settings.data_dir / "stdout.lock",
+            ),
             message_bytes_max=settings.limits.message_bytes_max,
-            stdout_lock=settings.data_dir / "stdout.lock",
-            spool_dir=settings.data_dir / "spool",
-            workers=workers,
-            soon=self._loop.call_soon,
         )
         self._sessions: SessionIndex[DeviceConnection] = SessionIndex()
         self._commands = CommandSender(
@@ -450,38 +447,20 @@ def _what_brokers_send(settings: WorkerSettings) -> tuple[object, ...]:
 
 
 async def _main(control_fd: int, descriptors_fd: int) -> None:
-    """Wait for the configuration, serve, say good-bye with the last metrics."""
-    channel = await Channel.over(socket.socket(fileno=control_fd))
-    configuration = await channel.receive_first()
-    assert isinstance(configuration, Configure)
+    channel, configuration = await configured(control_fd)
     settings = WorkerSettings.model_validate_json(configuration.settings)
     setup(settings.log, process=configuration.name)
     descriptors = socket.socket(fileno=descriptors_fd)
     worker = Worker(settings, configuration.name, configuration.workers, descriptors, channel.notify)
     worker.take_sockets(configuration.sockets)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, worker.drain, Drain(settings.drain_s))
-    channel.handler = worker.handle
-    serving = loop.create_task(channel.serve())
-    serving.add_done_callback(lambda _: worker.drain(Drain(settings.drain_s)))  # the supervisor is gone
-    try:
-        await worker.serve()
-    finally:
-        channel.notify(worker.metrics())
-        serving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
-        await channel.finish()
-
-
-def main() -> None:
-    """Entry point of the process."""
-    harden()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole terminal; the supervisor answers it
-    run(_main(int(sys.argv[1]), int(sys.argv[2])))
+    await live(
+        worker.serve(),
+        channel,
+        worker.handle,
+        lambda: worker.drain(Drain(settings.drain_s)),
+        worker.metrics,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run_child(_main(int(sys.argv[1]), int(sys.argv[2])))

@@ -25,12 +25,26 @@ from gateway.telemetry.metrics import WorkerMetrics
 from gateway.wire.framing import Reason
 from gateway.wire.framings import FRAMINGS
 
-__all__ = ["LiveRoute", "LiveRoutes", "Retired", "Spawn"]
+__all__ = ["LiveRoute", "LiveRoutes", "Retired", "RouteSurroundings", "Spawn"]
 
 log = structlog.get_logger()
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 """Runs a coroutine as a task that the worker owns."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSurroundings:
+    """What a worker lends to all of its routes."""
+
+    metrics: WorkerMetrics
+    spawn: Spawn
+    soon: Callable[[Callable[[], None]], object]
+    """Runs a function after what the event loop does now."""
+    workers: int
+    """Of the node: each may adopt the spools of one that is not there any more."""
+    spool_dir: Path
+    stdout_lock: Path
 
 
 class LiveRoute:
@@ -83,11 +97,11 @@ class LiveRoute:
 class StreamRoute(LiveRoute):
     """Bytes to a TCP service, one connection for each session."""
 
-    def __init__(self, route: Route, settings: TcpSettings, metrics: WorkerMetrics, spawn: Spawn) -> None:
-        super().__init__(route, metrics)
+    def __init__(self, route: Route, settings: TcpSettings, around: RouteSurroundings) -> None:
+        super().__init__(route, around.metrics)
         self._backend = TcpBackend(route.backend, settings)
         self.tells_addresses = settings.proxy_protocol
-        self._spawn = spawn
+        self._spawn = around.spawn
 
     def open_session(self, device: StreamEnd, info: DeviceInfo) -> RouteSession:
         """Connect to the service at once: it may speak first."""
@@ -109,8 +123,9 @@ class MqttRoute(StreamRoute):
 
     has_opening = True
 
-    def __init__(self, route: Route, settings: TcpSettings, metrics: WorkerMetrics, spawn: Spawn) -> None:
-        super().__init__(route, settings, metrics, spawn)
+    def __init__(self, route: Route, settings: TcpSettings, around: RouteSurroundings) -> None:
+        super().__init__(route, settings, around)
+        metrics = around.metrics
         self._password = None if route.mqtt_password is None else route.mqtt_password.get_secret_value()
         self.connect_received = metrics.messages_received.labels(route.name).inc
         self._rejected = {
@@ -146,26 +161,22 @@ class FramedRoute(LiveRoute):
     def __init__(
         self,
         route: Route,
-        metrics: WorkerMetrics,
-        spawn: Spawn,
+        around: RouteSurroundings,
         *,
         message_bytes_max: int,
-        stdout_lock: Path,
-        spool_dir: Path,
-        workers: int,
-        soon: Callable[[Callable[[], None]], object],
     ) -> None:
+        metrics = around.metrics
         super().__init__(route, metrics)
         sink = SINKS[route.backend_settings.kind](
-            route.backend, route.backend_settings, route.content_type, stdout_lock
+            route.backend, route.backend_settings, route.content_type, around.stdout_lock
         )
         self._delivery: DirectDelivery | SpooledDelivery
         if route.delivery == "spooled":
             self._delivery = SpooledDelivery(
                 sink,
-                spool_dir / route.name,
+                around.spool_dir / route.name,
                 route.spool,
-                workers=workers,
+                workers=around.workers,
                 timeout_s=route.delivery_timeout_s,
                 on_attempt=self._attempted,
                 on_commit=metrics.outbox_commit_duration.labels(route.name).observe,
@@ -182,8 +193,8 @@ class FramedRoute(LiveRoute):
             route.device_messages_per_s, route.device_bytes_per_s, message_bytes_max, time.monotonic
         )
         self._route = route
-        self._spawn = spawn
-        self._soon = soon
+        self._spawn = around.spawn
+        self._soon = around.soon
         self._message_bytes_max = message_bytes_max
         self._framing = FRAMINGS[route.framing]
         self.received = metrics.messages_received.labels(route.name).inc
@@ -262,21 +273,11 @@ class LiveRoutes:
     def __init__(
         self,
         table: RouteTable,
-        metrics: WorkerMetrics,
-        spawn: Spawn,
+        around: RouteSurroundings,
         *,
         message_bytes_max: int,
-        stdout_lock: Path,
-        spool_dir: Path,
-        workers: int,
-        soon: Callable[[Callable[[], None]], object],
     ) -> None:
-        self._metrics = metrics
-        self._spawn = spawn
-        self._stdout_lock = stdout_lock
-        self._spool_dir = spool_dir
-        self._workers = workers
-        self._soon = soon
+        self._around = around
         self._message_bytes_max = message_bytes_max
         self._table = table
         self._live = {route.name: self._make(route) for route in table.routes}
@@ -316,7 +317,7 @@ class LiveRoutes:
                 self._live[route.name] = self._make(route)
                 made.append(self._live[route.name])
         for each in made:  # a backend that is away keeps no one waiting
-            self._spawn(each.open())
+            self._around.spawn(each.open())
         self._look_for_strays()
         retired = [
             Retired(live[route.name], route.name not in self._live or route.backend not in backends)
@@ -331,22 +332,13 @@ class LiveRoutes:
         await route.close()
         self._retired.remove(route)
         if route.name not in self._live and route.spool is not None:
-            _unwatch(route.name, self._metrics)
+            _unwatch(route.name, self._around.metrics)
 
     def _make(self, route: Route) -> LiveRoute:
         if isinstance(route.backend_settings, TcpSettings):
             make = MqttRoute if route.framing == "mqtt" else StreamRoute
-            return make(route, route.backend_settings, self._metrics, self._spawn)
-        return FramedRoute(
-            route,
-            self._metrics,
-            self._spawn,
-            message_bytes_max=self._message_bytes_max,
-            stdout_lock=self._stdout_lock,
-            spool_dir=self._spool_dir,
-            workers=self._workers,
-            soon=self._soon,
-        )
+            return make(route, route.backend_settings, self._around)
+        return FramedRoute(route, self._around, message_bytes_max=self._message_bytes_max)
 
     def choose(
         self, listener: str, realm: str, group: str | None, identity: str, alpn: bytes
@@ -379,10 +371,11 @@ class LiveRoutes:
 
     def _look_for_strays(self) -> None:
         """Messages that were acknowledged on a route which is not there any more, or is not spooled any more."""
-        if not self._spool_dir.is_dir():
+        spool_dir = self._around.spool_dir
+        if not spool_dir.is_dir():
             return
         spools = self.spools()
-        for folder in sorted(self._spool_dir.iterdir()):
+        for folder in sorted(spool_dir.iterdir()):
             if folder.name not in spools and any(folder.glob("*.db")):
                 log.error(
                     "spool_without_route",
