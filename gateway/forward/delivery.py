@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
+
 from gateway.errors import BackendRefused, BackendUnavailable
 from gateway.forward.backends import Sink
 from gateway.forward.framed import Answer
@@ -22,6 +24,8 @@ from gateway.forward.window import Window
 from gateway.wire.framing import Reason
 
 __all__ = ["BATCH_BYTES_MAX", "BATCH_MESSAGES_MAX", "Answer", "Attempt", "DirectDelivery", "attempt"]
+
+log = structlog.get_logger()
 
 BATCH_MESSAGES_MAX: Final = 500
 """Bounds the time that the event loop encodes at a stretch (2 us each)."""
@@ -62,12 +66,7 @@ async def attempt(sink: Sink, batch: Sequence[Message], timeout_s: float | None)
 
 async def _settle(sink: Sink, batch: Sequence[Message], timeout_s: float | None) -> Receipt:
     try:
-        async with asyncio.timeout(timeout_s):
-            return await sink.deliver(batch) or Receipt()
-    except TimeoutError:
-        return Receipt(
-            settled=0, error=BackendUnavailable(f"no confirmation within delivery_timeout_s = {timeout_s} s")
-        )
+        return await _deliver(sink, batch, timeout_s)
     except BackendUnavailable as exc:
         return Receipt(settled=0, error=exc)
     except BackendRefused as exc:
@@ -79,6 +78,20 @@ async def _settle(sink: Sink, batch: Sequence[Message], timeout_s: float | None)
     if first.error is not None:
         return first
     return _join(first, half, await _settle(sink, batch[half:], timeout_s))
+
+
+async def _deliver(sink: Sink, batch: Sequence[Message], timeout_s: float | None) -> Receipt:
+    """Raises BackendUnavailable or BackendRefused, and nothing else: whatever a client library raises, the route goes on."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await sink.deliver(batch) or Receipt()
+    except (BackendUnavailable, BackendRefused):
+        raise
+    except TimeoutError as exc:
+        raise BackendUnavailable(f"no confirmation within delivery_timeout_s = {timeout_s} s") from exc
+    except Exception as exc:
+        log.error("backend_fault", exc_info=exc)
+        raise BackendUnavailable(f"fault in the backend's client: {type(exc).__name__}") from exc
 
 
 def _join(first: Receipt, length: int, second: Receipt) -> Receipt:

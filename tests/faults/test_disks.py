@@ -11,22 +11,19 @@ from pathlib import Path
 import pytest
 
 from gateway.registry.store import NewDevice
-from tests.support.capabilities import FailingDisk, Unavailable, failing_disk, missing, small_disk
+from tests.support.capabilities import (
+    FailingDisk,
+    Unavailable,
+    failing_disk,
+    fill,
+    missing,
+    needed_small_disk,
+)
 from tests.support.devices import Refused, TlsDevice
 from tests.support.fleet import Fleet, judge
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 
 SPOOLED = '[[routes]]\nname = "readings"\nframing = "lines"\ndelivery = "spooled"\ncontent_type = "text/plain"\nbackend = "events"\n'
-
-
-@contextlib.contextmanager
-def full_disk(directory: Path, size_bytes: int) -> Iterator[Path]:
-    """A small disk, and the file that is to fill it."""
-    try:
-        with small_disk(directory, size_bytes):
-            yield directory / "ballast"
-    except Unavailable as exc:
-        missing(str(exc))
 
 
 @contextlib.contextmanager
@@ -36,14 +33,6 @@ def disk_that_fails(directory: Path) -> Iterator[FailingDisk]:
             yield disk
     except Unavailable as exc:
         missing(str(exc))
-
-
-def fill(ballast: Path) -> None:
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        for size in (4096, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(size))
 
 
 def use(gateway: Gateway, device: Device) -> None:
@@ -71,7 +60,7 @@ def test_full_under_the_log(tmp_path: Path, buffered: bool) -> None:
     if buffered:
         gateway.unset("PYTHONUNBUFFERED")
     (device, revoked) = gateway.add_devices(NewDevice(identity="d"), NewDevice(identity="revoked"))
-    with full_disk(tmp_path / "small", 1 << 20) as ballast:
+    with needed_small_disk(tmp_path / "small", 1 << 20) as ballast:
         gateway.log_path = tmp_path / "small" / "log.jsonl"
         with running(gateway):
             port = gateway.port()
@@ -146,7 +135,7 @@ def test_read_only_under_the_node(tmp_path: Path, measured: Callable[[str], None
 
 
 def test_full_under_the_registry(tmp_path: Path) -> None:
-    with full_disk(tmp_path / "small", 4 << 20) as ballast:
+    with needed_small_disk(tmp_path / "small", 4 << 20) as ballast:
         gateway = new_gateway(
             tmp_path / "gateway", node="workers = 2", registry_url=f"sqlite:///{tmp_path}/small/registry.db"
         )

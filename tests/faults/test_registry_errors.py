@@ -1,7 +1,5 @@
 """A PostgreSQL that is there and does not do what it should: it answers errors, is read-only, its disk is full."""
 
-import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -14,7 +12,7 @@ import sqlalchemy as sa
 from gateway.errors import RegistryError
 from gateway.registry.store import NewDevice
 from tests.integration.postgresql import PostgresServer
-from tests.support.capabilities import Unavailable, missing, small_disk
+from tests.support.capabilities import fill, needed_small_disk
 from tests.support.devices import TlsDevice
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 
@@ -115,7 +113,7 @@ def small_database(postgres_server: PostgresServer) -> Iterator[tuple[str, Path]
     folder.chmod(0o755)
     disk = folder / "disk"
     try:
-        with small_disk(disk, DISK_BYTES):
+        with needed_small_disk(disk, DISK_BYTES) as ballast:
             space = disk / "space"
             space.mkdir(mode=0o700)
             if postgres_server.account_used is not None:
@@ -123,11 +121,9 @@ def small_database(postgres_server: PostgresServer) -> Iterator[tuple[str, Path]
             postgres_server.administer(f"CREATE TABLESPACE small LOCATION '{space}'")
             name = postgres_server.create_database()
             postgres_server.administer(f"ALTER DATABASE {name} SET TABLESPACE small")
-            yield postgres_server.url(name), disk / "ballast"
+            yield postgres_server.url(name), ballast
             postgres_server.drop_database(name)
             postgres_server.administer("DROP TABLESPACE small")
-    except Unavailable as exc:
-        missing(str(exc))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -145,9 +141,7 @@ def test_its_disk_is_full(
     gateway = make_gateway(tmp_path / "gateway", url)
     (device,) = gateway.add_devices(NewDevice(identity="d"))
     with running(gateway):
-        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(os.urandom(4096))
+        fill(ballast)
         with pytest.raises(RegistryError) as full:
             add_many(gateway, 5000)  # until no page has room
         check_refused(gateway, "add-device", "one-more")

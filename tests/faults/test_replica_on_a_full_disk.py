@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.capabilities import Unavailable, missing, small_disk
+from tests.support.capabilities import fill, needed_small_disk
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 from tests.support.psk_device import Session, is_accepted
 
@@ -21,19 +21,8 @@ SQLITE_FILES = ("registry.db", "registry.db-wal", "registry.db-shm")
 def gateway(tmp_path: Path) -> Iterator[Gateway]:
     """With a disk of its own for what a node keeps; the registry is elsewhere."""
     gateway = new_gateway(tmp_path / "gateway", node="workers = 2", limits="penalty_max_s = 0\n")
-    try:
-        with small_disk(gateway.directory / "data", DISK_BYTES):
-            yield gateway
-    except Unavailable as exc:
-        missing(str(exc))
-
-
-def fill(folder: Path) -> Path:
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    return ballast
+    with needed_small_disk(gateway.directory / "data", DISK_BYTES):
+        yield gateway
 
 
 def move(source: Path, target: Path) -> None:
@@ -68,7 +57,8 @@ def test_a_revocation_that_was_seen_is_not_forgotten(gateway: Gateway) -> None:
     with running(gateway):
         with Session(gateway.port(), revoked.identity, revoked.key) as session:
             assert session.ask(b"hello") == b"ok 1"
-            ballast = fill(data)
+            ballast = data / "ballast"
+            fill(ballast)
             gateway.ctl("revoke-key", "revoked")
             session.wait_until_ended(10)
         assert "kept in memory" in gateway.http("/readyz")[1]

@@ -5,18 +5,17 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.forward.delivery import BATCH_MESSAGES_MAX
+from tests.support.capabilities import fill, needed_small_disk
 from tests.support.fleet import Fleet, Verdict, judge
 from tests.support.gateway import Device, Gateway, new_gateway, running, wait_for
 
@@ -75,22 +74,6 @@ class Outage:
     def end(self) -> None:
         self._path.rmdir()
         self._aside.rename(self._path)
-
-
-@contextlib.contextmanager
-def tmpfs(path: Path, size: str) -> Iterator[Path]:
-    path.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("a small tmpfs needs root")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted: {mounted.stderr.decode().strip()}")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
 
 
 def killed(
@@ -179,9 +162,11 @@ def test_backend_away_and_killed(tmp_path: Path) -> None:
 def test_disk_under_the_backend_full(tmp_path: Path) -> None:
     gateway = spooled_gateway(tmp_path / "g")
     fleet_devices = devices(gateway, 4)
-    with tmpfs(tmp_path / "small", "1m") as small:
+    small = tmp_path / "small"
+    with needed_small_disk(small, 1 << 20):
+        path = small / "events.jsonl"
         gateway.config.write_text(
-            gateway.config.read_text().replace('path = "events.jsonl"', f'path = "{small}/events.jsonl"')
+            gateway.config.read_text().replace('path = "events.jsonl"', f'path = "{path}"')
         )
         with running(gateway):
             with Fleet(lambda: port_of(gateway), fleet_devices) as fleet:
@@ -200,7 +185,7 @@ def test_disk_under_the_spool_full(tmp_path: Path) -> None:
     gateway = spooled_gateway(tmp_path / "g")
     fleet_devices = devices(gateway, 4)
     outage = Outage(gateway)
-    with tmpfs(tmp_path / "g" / "data" / "spool", "3m"), running(gateway):
+    with needed_small_disk(tmp_path / "g" / "data" / "spool", 3 << 20), running(gateway):
         with Fleet(lambda: port_of(gateway), fleet_devices, size=400) as fleet:
             for _ in range(2):
                 fleet.wait_for_acknowledged(100)
@@ -320,3 +305,32 @@ def test_a_damaged_spool_is_put_aside_and_saved_from(tmp_path: Path, damage: str
             lost = len(fleet.acknowledged) + len(later.acknowledged) - arrived
             print(f"{lost} of {saved.acknowledged} lost with one page")
             assert 0 <= lost <= 2 * BATCH_MESSAGES_MAX
+
+
+def test_a_damaged_spool_waits_for_room_to_be_saved(tmp_path: Path) -> None:
+    """What can be read of it is delivered once there is room for a new file, and what comes after it as well."""
+    gateway = spooled_gateway(tmp_path / "g")
+    fleet_devices = devices(gateway, 2)
+    outage = Outage(gateway)
+    folder = tmp_path / "g" / "data" / "spool"
+    with needed_small_disk(folder, 8 << 20) as ballast:
+        with running(gateway):
+            outage.begin()
+            with Fleet(lambda: port_of(gateway), fleet_devices) as fleet:
+                fleet.wait_for_acknowledged(5000)
+        outage.end()
+        (spool,) = (folder / "readings").glob("*.db")
+        with spool.open("r+b") as file:
+            file.seek(spool.stat().st_size // 2)
+            file.write(os.urandom(4096))
+        fill(ballast)
+        with running(gateway):
+            gateway.wait_for_event("spool_unreadable")
+            assert not list(spool.parent.glob("*.damaged"))
+            ballast.unlink()
+            gateway.wait_for_event("spool_damaged")
+            with Fleet(lambda: port_of(gateway), fleet_devices) as later:
+                later.wait_for_acknowledged(100)
+            wait_for(lambda: all_delivered(gateway), DELIVERED_S, "the spool is empty")
+        lost = len(fleet.acknowledged) + len(later.acknowledged) - len(gateway.output_events())
+        assert 0 <= lost <= 2 * BATCH_MESSAGES_MAX

@@ -92,16 +92,17 @@ def test_a_program_that_cannot_run_is_refused_before_anything_stops(own_code: Pa
     (device,) = gateway.add_devices(NewDevice(identity="d"))
     with running(gateway), TlsDevice.connect(gateway.port(), device) as session:
         workers = gateway.worker_pids()
+        # Each of another length: Python tells by length and second whether what it has compiled is of this file.
         for file, before, after, reason in (
             ("server/processes/worker.py", "import gc\n", "import gone\n", "ModuleNotFoundError"),
             ("registry/schema.py", 'SCHEMA_REVISION = "', 'SCHEMA_REVISION = "0', "know schema 0006"),
             (
                 "server/supervision/upgrade.py",
                 "FORMAT: Final = 1",
-                "FORMAT: Final = 2",
+                "FORMAT: Final = 22",
                 "hands over format 1",
             ),
-            ("__main__.py", "from gateway", "from nowhere", "nowhere"),
+            ("__main__.py", "from gateway", "from nowhere_at_all", "nowhere"),
         ):
             good = (own_code / file).read_text()
             assert before in good

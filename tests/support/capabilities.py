@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["FailingDisk", "Unavailable", "failing_disk", "missing", "small_disk"]
+__all__ = ["FailingDisk", "Unavailable", "failing_disk", "fill", "missing", "needed_small_disk", "small_disk"]
 
 
 class Unavailable(Exception):
@@ -42,6 +42,25 @@ def small_disk(directory: Path, size_bytes: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@contextlib.contextmanager
+def needed_small_disk(directory: Path, size_bytes: int) -> Iterator[Path]:
+    """A small disk without which the test cannot be; gives the name of a file that is there to `fill` it."""
+    try:
+        with small_disk(directory, size_bytes):
+            yield directory / "ballast"
+    except Unavailable as exc:
+        missing(str(exc))
+
+
+def fill(ballast: Path) -> None:
+    """Leave no byte on its disk."""
+    with ballast.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
 
 
 class FailingDisk:

@@ -121,13 +121,6 @@ class Deliverer:
 
     async def _attempt(self, batch: list[Message]) -> tuple[Receipt, Attempt]:
         async with self._turn:
-            try:
-                receipt, tried = await attempt(self._sink, batch, self._timeout_s)
-            except (
-                Exception
-            ) as exc:  # whatever a client library raises, the messages stay and are tried again
-                log.error("backend_fault", exc_info=exc)
-                error = BackendUnavailable(f"fault in the backend's client: {type(exc).__name__}")
-                receipt, tried = Receipt(settled=0, error=error), Attempt(len(batch), 0, 0, None, 0.0, error)
+            receipt, tried = await attempt(self._sink, batch, self._timeout_s)
         self._on_attempt(tried)
         return receipt, tried

@@ -204,11 +204,23 @@ class SpooledDelivery:
                 task = self._tasks.pop(deliverer)
                 task.cancel()
                 await asyncio.wait([task])
-                await outbox.aclose(remove=True)
-                log.info("spool_done", spool=outbox.name)
+                await self._remove(outbox)
         while (claim := await asyncio.to_thread(self._ownerless, self._passed_over())) is not None:
             log.info("spool_adopted", spool=claim.database.name)
             await self._add(claim)
+
+    async def _remove(self, outbox: Outbox) -> None:
+        """Close an adopted spool that is empty, and delete it; where the disk lets nobody, leave it for later."""
+        try:
+            await outbox.aclose(remove=True)
+        except OSError as exc:
+            self._leave_alone(Path(outbox.name), exc.strerror)
+        else:
+            log.info("spool_done", spool=outbox.name)
+
+    def _leave_alone(self, database: Path, reason: str | None) -> None:
+        log.error("spool_unusable", folder=str(self._folder.path), spool=database.name, reason=reason)
+        self._unusable[database.stem] = asyncio.get_running_loop().time() + UNUSABLE_S
 
     def _passed_over(self) -> set[str]:
         """Names of spools that could not be opened, and are left alone for a while."""
@@ -228,8 +240,7 @@ class SpooledDelivery:
         try:
             await outbox.open()
         except SpoolError as exc:
-            log.error("spool_unusable", folder=str(self._folder.path), reason=str(exc))
-            self._unusable[claim.name] = asyncio.get_running_loop().time() + UNUSABLE_S
+            self._leave_alone(claim.database, str(exc))
             return None
         self._deliverers.append(
             Deliverer(

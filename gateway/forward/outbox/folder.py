@@ -35,11 +35,13 @@ class Claim:
             os.close(fd)
 
     def remove(self) -> None:
-        """Delete the spool; it must be closed."""
-        for side in _SIDE_FILES:
-            self.database.with_name(self.database.name + side).unlink(missing_ok=True)
-        self.database.with_suffix(".lock").unlink(missing_ok=True)
-        self.release()
+        """Delete the spool; it must be closed. Raises OSError: then it is released all the same."""
+        try:
+            for side in _SIDE_FILES:
+                self.database.with_name(self.database.name + side).unlink(missing_ok=True)
+            self.database.with_suffix(".lock").unlink(missing_ok=True)
+        finally:
+            self.release()
 
 
 class SpoolFolder:

@@ -189,8 +189,10 @@ class Outbox:
             if self._timer is not None:
                 self._timer.cancel()
             thread, self._thread = self._thread, None
-            await self._loop.run_in_executor(thread, self._close, remove)
-            thread.shutdown(wait=False)
+            try:
+                await self._loop.run_in_executor(thread, self._close, remove)
+            finally:
+                thread.shutdown(wait=False)
 
     def _close(self, remove: bool) -> None:
         self._store.close()
@@ -304,7 +306,8 @@ class Outbox:
         assert self._thread is not None
         if isinstance(exc, SpoolFull):
             self._log_failure("spool_disk_full", exc)
-            if self._contents.messages == len(self._waiting) and not self._contents.dead_letters:
+            is_settled = self._contents.messages == len(self._waiting) and not self._contents.dead_letters
+            if is_settled and not self.damaged_messages:
                 self._thread.submit(self._store.start_over)
             else:
                 self._thread.submit(self._store.make_room)
@@ -358,6 +361,13 @@ class Outbox:
 
     async def _load(self) -> None:
         """Read on behind what is in memory. What cannot be read is put aside in the file, and counts no more."""
+        try:
+            await self._read_on()
+        except SpoolError as exc:  # for now, such as by a full disk: all of it is still there
+            self._log_failure("spool_unreadable", exc)
+            await asyncio.sleep(FULL_RETRY_S)
+
+    async def _read_on(self) -> None:
         damaged = self._store.damaged_messages
         try:
             groups = await self._in_thread(
@@ -365,10 +375,6 @@ class Outbox:
             )
         except SpoolDamaged as exc:
             self._recount(await self._recover(exc))
-            return
-        except SpoolError as exc:
-            self._log_failure("spool_unreadable", exc)
-            await asyncio.sleep(FULL_RETRY_S)
             return
         self._queue.load(groups)
         if lost := self._store.damaged_messages - damaged:

@@ -215,33 +215,43 @@ class SpoolStore:
                 self._db.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
 
     def start_over(self) -> None:
-        """Throw everything away; all of it must be settled. A full disk may leave no other way to delete."""
+        """Throw everything away; all of it must be settled, and nothing damaged in it. A full disk may leave no other
+        way to delete.
+        """
         self.close()
-        for side in ("", "-wal", "-shm"):
-            self.path.with_name(self.path.name + side).unlink(missing_ok=True)
+        self._unlink()
         self.open()
 
     def recover(self, after: int = 0) -> tuple[Summary, Path]:
         """After SpoolDamaged: keep the damaged file under another name, and what can be read of it in a new one.
 
-        Gives what the new file holds behind group number `after`, and where the old one is.
+        Gives what the new file holds behind group number `after`, and where the old one is. When there is no room for
+        the new one, the old one stands where it was.
         """
         self.close()
         aside = self.path.with_name(f"{self.path.stem}.damaged")
         while aside.exists():
             aside = aside.with_name(aside.name + "-")
         with _mapped(self.path):
-            for side in ("", "-wal"):
-                with contextlib.suppress(FileNotFoundError):
-                    self.path.with_name(self.path.name + side).rename(aside.with_name(aside.name + side))
+            _rename(self.path, aside)
+        try:
+            return self._save_from(aside, after), aside
+        except BaseException:
+            self.close()
+            with _mapped(self.path):
+                self._unlink()
+                _rename(aside, self.path)
+            raise
+
+    def _save_from(self, damaged: Path, after: int) -> Summary:
         self.open()
         with self._transaction() as connection:
-            for table, row in _salvage(aside):
+            for table, row in _salvage(damaged):
                 connection.execute(f"INSERT OR IGNORE INTO {table} VALUES ({','.join('?' * len(row))})", row)  # noqa: S608 - our own tables
             summary = _summarise(connection, after)
             (last,) = connection.execute("SELECT coalesce(max(number), 0) FROM groups").fetchone()
         self._next = max(self._next, last + 1)
-        return summary, aside
+        return summary
 
     def close(self) -> None:
         """Close the file. Closing twice is allowed."""
@@ -251,6 +261,10 @@ class SpoolStore:
                 sqlite3.Error
             ):  # the last checkpoint failed: the WAL is read at the next open
                 connection.close()
+
+    def _unlink(self) -> None:
+        for side in ("", "-wal", "-shm"):
+            self.path.with_name(self.path.name + side).unlink(missing_ok=True)
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -378,6 +392,13 @@ def _salvage(path: Path) -> Iterator[tuple[str, tuple[Any, ...]]]:
                         for row in connection.execute(f"SELECT * FROM {table} ORDER BY rowid {direction}"):  # noqa: S608 - our own tables
                             if table != "groups" or zlib.crc32(row[-1]) == row[-2]:
                                 yield table, row
+
+
+def _rename(path: Path, to: Path) -> None:
+    """A database with what is not in its own file yet."""
+    for side in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + side).rename(to.with_name(to.name + side))
 
 
 @contextlib.contextmanager

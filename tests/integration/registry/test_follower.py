@@ -26,7 +26,7 @@ from gateway.registry.settings import RegistrySettings
 from gateway.registry.store import NewDevice, Registry
 from tests.integration.registry import lookups
 from tests.integration.registry.lookups import View
-from tests.support import capabilities
+from tests.support.capabilities import fill, needed_small_disk
 from tests.support.database_server import DatabaseServer
 
 AUTHOR = Author("alice", "console.example")
@@ -709,57 +709,52 @@ def test_a_full_map_keeps_the_changes(
         follower._close_writer()
         follower._open_writer()
 
-    def fill(follower: Follower) -> None:
+    def fill_map(follower: Follower) -> None:
         generation = current_generation(replica_dir)
         assert generation is not None
         reopen(follower, (generation / "data.mdb").stat().st_size)
 
     break_and_repair(
-        settings, replica_dir, clock, look, fill=fill, relieve=lambda follower: reopen(follower, MAP_BYTES)
+        settings,
+        replica_dir,
+        clock,
+        look,
+        fill=fill_map,
+        relieve=lambda follower: reopen(follower, MAP_BYTES),
     )
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
-    folder = tmp_path / "small"
-    try:
-        with capabilities.small_disk(folder, 2 << 20):
-            yield folder
-    except capabilities.Unavailable as exc:
-        capabilities.missing(str(exc))
-
-
-def fill_disk(folder: Path) -> None:
-    with (folder / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+def ballast(tmp_path: Path) -> Iterator[Path]:
+    """A file that is to fill its file system of 2 MB."""
+    with needed_small_disk(tmp_path / "small", 2 << 20) as ballast:
+        yield ballast
 
 
 def test_a_full_disk_keeps_the_changes(
-    settings: RegistrySettings, small_disk: Path, clock: Clock, worker: ProcessPoolExecutor
+    settings: RegistrySettings, ballast: Path, clock: Clock, worker: ProcessPoolExecutor
 ) -> None:
     break_and_repair(
         settings,
-        small_disk / "replica",
+        ballast.with_name("replica"),
         clock,
-        Worker(worker, small_disk / "replica"),
-        fill=lambda _follower: fill_disk(small_disk),
-        relieve=lambda _follower: (small_disk / "ballast").unlink(),
+        Worker(worker, ballast.with_name("replica")),
+        fill=lambda _follower: fill(ballast),
+        relieve=lambda _follower: ballast.unlink(),
     )
 
 
 def test_a_first_copy_on_a_full_disk_is_tried_again(
-    settings: RegistrySettings, small_disk: Path, clock: Clock
+    settings: RegistrySettings, ballast: Path, clock: Clock
 ) -> None:
-    replica_dir = small_disk / "replica"
+    replica_dir = ballast.with_name("replica")
     with opened(settings, replica_dir, clock) as follower:
-        fill_disk(small_disk)
+        fill(ballast)
         with pytest.raises(RegistryUnavailable, match=r"No space left on device.*make room on its disk"):
             follower.poll()
         assert current_generation(replica_dir) is None
         assert generations(replica_dir) == []
-        (small_disk / "ballast").unlink()
+        ballast.unlink()
         assert [type(notice) for notice in poll(follower)] == [Published]
 
 

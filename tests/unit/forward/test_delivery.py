@@ -291,15 +291,18 @@ def test_cancelled_run_answers_everything_once_and_in_order(run: Run) -> None:
     run(test(Scene()))
 
 
-def test_a_fault_of_ours_is_not_swallowed(run: Run) -> None:
-    async def test(played: Scene) -> None:
-        played.submit(1, 2)
-        played.end_batch(ZeroDivisionError())
-        with pytest.raises(ZeroDivisionError):
-            await played.delivery.run()
-        assert played.answers == [(1, Reason.STOPPING), (2, Reason.STOPPING)]
+def test_a_fault_in_a_client_library_is_an_outage(run: Run) -> None:
+    async def scene(scene: Scene) -> None:
+        scene.submit(1, 2)
+        assert await scene.sink.arrived.get() == [1, 2]
+        scene.submit(3)
+        scene.end_batch(ZeroDivisionError())
+        scene.end_batch()
 
-    run(test(Scene()))
+    played = Scene()
+    run(played.play(scene))
+    assert played.answers == [(1, Reason.UNAVAILABLE), (2, Reason.UNAVAILABLE), (3, None)]
+    assert isinstance(played.attempts[0].error, BackendUnavailable)
 
 
 def test_close_without_run(run: Run) -> None:

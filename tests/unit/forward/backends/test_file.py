@@ -22,6 +22,7 @@ import gateway
 from gateway.errors import BackendUnavailable
 from gateway.forward.backends.file import FileBackend, FileSettings
 from gateway.forward.message import Message
+from tests.support.capabilities import needed_small_disk
 
 DEADLINE_S = 60.0
 
@@ -451,17 +452,16 @@ class TestFullDisk:
         assert done.returncode == 0
         assert [event["device"] for event in events(path)] == ["a", "b", "a"]
 
-    def test_small_tmpfs(self, tmp_path: Path) -> None:
-        with small_tmpfs(tmp_path / "disk") as disk:
-            path = disk / "events.jsonl"
-            filler = disk / "filler"
+    def test_small_disk(self, tmp_path: Path) -> None:
+        with needed_small_disk(tmp_path / "disk", 128 << 10) as filler:
+            path = filler.with_name("events.jsonl")
             filler.write_bytes(bytes(64 << 10))
 
             async def test() -> None:
                 sink = backend(path)
                 await sink.open()
                 with pytest.raises(BackendUnavailable) as caught:
-                    await fill(sink)
+                    await fill_up(sink)
                 cause = caught.value.__cause__
                 assert isinstance(cause, OSError)
                 assert cause.errno == errno.ENOSPC
@@ -476,20 +476,6 @@ class TestFullDisk:
             asyncio.run(test())
 
 
-async def fill(sink: FileBackend) -> None:
+async def fill_up(sink: FileBackend) -> None:
     for number in range(1, 1000):
         await sink.deliver([message(number, b"x" * 700), message(number, b"y" * 700)])
-
-
-@contextlib.contextmanager
-def small_tmpfs(folder: Path) -> Iterator[Path]:
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("only root can mount a tmpfs; the limit of the file size is tested instead")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
