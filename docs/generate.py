@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -253,9 +252,10 @@ def metrics() -> Iterator[str]:
         ("Supervisor", lambda registry: SupervisorMetrics(registry, version="", python="", openssl="")),
     ):
         registry = CollectorRegistry()
-        declared = owner(registry)
+        owner(registry)
         yield from [f"## {title}", ""]
-        found = [each for each in vars(declared).values() if isinstance(each, MetricWrapperBase)]
+        collectors = registry._collector_to_names  # noqa: SLF001 -- the library has no other list of them
+        found = [each for each in collectors if hasattr(each, "_labelnames")]  # not the process's
         yield from table(("metric", "type", "labels", "meaning"), [_metric(each) for each in found])
     yield from ["## Words in labels", ""]
     yield from table(

@@ -1,8 +1,10 @@
 """docs/reference is what the code says, and the code says something about each command, option, setting, metric and error."""
 
+import re
 from typing import Any, cast
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from typer.main import get_command
 
@@ -10,7 +12,7 @@ from docs.generate import FOLDER, pages
 from gateway import errors
 from gateway.cli import root_app
 from gateway.config import GatewaySettings
-from gateway.telemetry.metrics import Outcome
+from gateway.telemetry.metrics import FollowerMetrics, Outcome, SupervisorMetrics, WorkerMetrics
 from gateway.wire.framing import Reason
 
 PAGES = pages()
@@ -57,6 +59,17 @@ def test_every_table_of_the_settings_is_there() -> None:
         )
         heading = "backends.NAME" if name == "backends" else heading
         assert f"\n## [{heading}]" in PAGES["configuration.md"], name
+
+
+def test_every_metric_that_a_process_registers_is_there() -> None:
+    worker, follower, supervisor = CollectorRegistry(), CollectorRegistry(), CollectorRegistry()
+    WorkerMetrics(worker)
+    FollowerMetrics(follower)
+    SupervisorMetrics(supervisor, version="", python="", openssl="")
+    families = [family for each in (worker, follower, supervisor) for family in each.collect()]
+    registered = [family.name + ("_total" if family.type == "counter" else "") for family in families]
+    documented = re.findall(r"^\| `(pskgw_\w+)` \|", PAGES["metrics.md"], re.MULTILINE)
+    assert sorted(documented) == sorted(name for name in registered if name.startswith("pskgw_"))
 
 
 def test_every_error_and_word_is_there() -> None:
