@@ -70,7 +70,9 @@ FilePath = Annotated[str | None, Field(min_length=1), AfterValidator(_resolve_pa
 
 
 class TlsSettings(BackendModel):
-    """How TLS towards a backend is set up. The files are read anew for each connection, so they can be renewed."""
+    """How TLS towards a backend is set up. When renewed files are read is up to the kind: `tls_context` reads them, and `http`
+    keeps what it gave for all its connections.
+    """
 
     ca_file: Annotated[
         FilePath,
