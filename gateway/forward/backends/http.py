@@ -68,8 +68,6 @@ OWN_HEADERS: Final = frozenset(
 )
 TRY_AGAIN: Final = frozenset({408, 425, 429})
 FOR_THE_OPERATOR: Final = frozenset({401, 403, 404, 405, 407, 421})
-RETRY_AFTER_MAX_S: Final = 3600.0
-"""A service that asks for more is asked again after an hour."""
 
 
 class HttpSettings(CredentialSettings, TlsSettings):
@@ -357,14 +355,14 @@ def _explain(exc: BaseException) -> str:
 
 
 def _seconds(retry_after: str | None, now: float) -> float | None:
-    """Retry-After, seconds or a date (RFC 9110 section 10.2.3), as seconds from now."""
+    """Retry-After, seconds or a date (RFC 9110 section 10.2.3), as seconds from now; whoever waits bounds it."""
     if not retry_after:
         return None
     text = retry_after.strip()
     if text.isascii() and text.isdecimal():
-        return min(float(text), RETRY_AFTER_MAX_S)
+        return float(text)
     try:
         at = email.utils.parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError):
         return None
-    return min(max(at - now, 0.0), RETRY_AFTER_MAX_S)
+    return max(at - now, 0.0)
