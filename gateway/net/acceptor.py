@@ -15,8 +15,8 @@ __all__ = ["Acceptor"]
 log = structlog.get_logger()
 
 _ACCEPTS_MAX: Final = 64
-"""Accepted in one turn of the loop: those that are connected already are served in between. As many as the poller takes
-events in a turn, else a flood that is slower to serve than to accept fills the kernel's queue, and newcomers wait for seconds."""
+"""Accepted on one socket in one turn of the loop: sessions are served in between. More than the poller serves of newcomers in a
+turn, so that a flood does not fill the kernel's queue while the poller's own has room."""
 _RETRY_S: Final = 1.0
 
 
