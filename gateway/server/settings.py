@@ -129,7 +129,8 @@ class NodeSettings(Settings):
         default_factory=socket.gethostname,
         min_length=1,
         max_length=255,
-        description="Name of this node in logs and in the registry. Default: the host name.",
+        description="Name of this node in its log, and the host that `add-device` tells a device whose listener is bound to "
+        "every address. Default: the host name.",
     )
     workers: Annotated[
         int,
