@@ -109,6 +109,18 @@ def test_every_command_is_documented_with_its_options() -> None:
                 )
 
 
+def test_commands_stand_under_the_headings_of_the_help() -> None:
+    commands: dict[str, Any] = cast("Any", get_command(root_app())).commands
+    documented: dict[str, str] = {}
+    panel = ""
+    for marks, title in re.findall(r"^(##|###) (.+)$", COMMANDS, re.MULTILINE):
+        if marks == "##":
+            panel = title
+        else:
+            documented[title] = panel
+    assert documented == {name: command.rich_help_panel for name, command in commands.items()}
+
+
 def test_every_metric_is_documented_with_its_labels() -> None:
     registry = CollectorRegistry()
     WorkerMetrics(registry)
