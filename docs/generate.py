@@ -297,7 +297,7 @@ def errors() -> Iterator[str]:
     yield f"`error N REASON` on framed routes, where REASON is one of {_words(Reason)}:"
     yield "[what each asks of a device](../framings.md#what-comes-back-on-lines-length16-and-length32)."
     yield from ["", "## How a handshake may end", ""]
-    yield f"{_words(Outcome)}: [what to do about each](../metrics.md#outcomes-of-handshakes)."
+    yield f"{_words(Outcome)}: [what to do about each](../troubleshooting.md#what-to-do-about-an-outcome)."
 
 
 def _tree(error: type[GatewayError]) -> Iterator[type[GatewayError]]:
