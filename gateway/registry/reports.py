@@ -84,6 +84,11 @@ class Reports:
                     self._newcomers.setdefault(key, newcomer)
 
     @property
+    def has_any(self) -> bool:
+        """Whether a report waits, due or not."""
+        return bool(self._newcomers or self._uses)
+
+    @property
     def is_due(self) -> bool:
         """Whether there is something to write now."""
         if self._newcomers or self._service_date != self._now().date():

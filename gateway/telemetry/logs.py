@@ -58,7 +58,9 @@ def change(settings: LogSettings, process: str = "supervisor") -> None:
     """Put another level or format in force, for the loggers that were used already too."""
     setup(settings, process)
     for name, module in list(sys.modules.items()):
-        logger = getattr(module, "log", None) if name.startswith("gateway.") else None
+        # A process's own module has the name __main__.
+        is_ours = name.startswith("gateway.") or name == "__main__"
+        logger = getattr(module, "log", None) if is_ours else None
         if isinstance(logger, structlog._config.BoundLoggerLazyProxy):  # noqa: SLF001 - it has no public name
             vars(logger).pop("bind", None)  # where it keeps what it assembled at its first use
 

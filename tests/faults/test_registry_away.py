@@ -192,6 +192,10 @@ def test_a_gateway_starts_without_postgresql(
             assert "never copied" in body["reasons"][0]
             assert "away" in body["reasons"][0]
             assert gateway.http("/healthz")[0] == 200
+            age_s = gateway.metric("pskgw_registry_age_seconds")
+            wait_for(
+                lambda: gateway.metric("pskgw_registry_age_seconds") > age_s, what="it is older and older"
+            )
         check_recovered(gateway)
         use(gateway, device)
 

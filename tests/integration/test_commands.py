@@ -2,6 +2,8 @@
 
 import base64
 import json
+import os
+import signal
 import sqlite3
 import threading
 import time
@@ -300,3 +302,30 @@ def test_a_command_queued_while_no_gateway_runs_is_delivered_by_another_node(tmp
         with RawDevice(first.port(), device) as raw:
             raw.send(b"x\n")
             assert raw.receive_line() == b"ok 1"
+
+
+def test_a_delivered_command_is_not_forgotten_with_its_follower(tmp_path: Path) -> None:
+    """The registry is away when it is delivered, and a reload puts another follower in the place of the one that knows."""
+    gateway = new_gateway(tmp_path / "gateway", routes=ROUTES, backends=BACKENDS)
+    aside = tmp_path / "aside"
+    with running(gateway):
+        device = new_device(gateway)
+        gateway.ctl("send-command", device.identity, "once", "--queue")
+        gateway.wait_until_followed()
+        aside.mkdir()
+        for file in gateway.directory.glob("registry.db*"):
+            file.rename(aside / file.name)
+        gateway.wait_for_event("registry_unusable", state="away")
+        with RawDevice(gateway.port(), device) as raw:
+            assert raw.receive_line().endswith(b" once")
+            before = gateway.follower_pid()
+            gateway.config.write_text(gateway.config.read_text().replace('level = "debug"', 'level = "info"'))
+            assert gateway.process is not None
+            os.kill(gateway.process.pid, signal.SIGHUP)
+            gateway.wait_for_event("reloaded")
+        assert gateway.follower_pid() != before
+        for file in aside.iterdir():
+            file.rename(gateway.directory / file.name)
+        wait_for(
+            lambda: json.loads(gateway.ctl("list-commands", "--json").stdout) == [], what="it waits no longer"
+        )

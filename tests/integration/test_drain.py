@@ -168,6 +168,10 @@ def test_idle_devices_and_handshakes_do_not_delay_the_end(tmp_path: Path, asynci
         assert stopping() == 0
         assert time.monotonic() - began < 1.5
         assert service.peer.done.wait(10)
+    failed = gateway.events("handshake_failed")  # by us, and not by peers that went away
+    assert [(each["outcome"], each["reason"]) for each in failed] == [
+        ("timeout", "no handshake in time: the gateway stops")
+    ] * 2
 
 
 def test_workers_that_are_being_started_again_do_not_delay_the_end(tmp_path: Path) -> None:

@@ -196,3 +196,34 @@ def test_changed_node_settings_roll_the_workers(gateway: Gateway, device: Device
     assert gateway.metric("pskgw_messages_received_total") == received + 23
     assert gateway.metric("pskgw_process_restarts_total") == 0
     assert gateway.complaints() == []
+
+
+def test_the_gauges_of_a_spool_are_of_all_that_its_route_holds(tmp_path: Path) -> None:
+    """What a route held before a reload counts until it is delivered; a route that is not spooled any more has none."""
+    spooled = ROUTES.replace('framing = "lines"', 'framing = "lines"\ndelivery = "spooled"')
+    gateway = new_gateway(tmp_path / "gateway", routes=f"{spooled}[routes.spool]\nbytes_max = 1048576\n")
+    (device,) = gateway.add_devices(NewDevice(identity="d"))
+    events = gateway.directory / "events.jsonl"
+    events.mkdir()  # the backend is away
+    with running(gateway):
+        with TlsDevice.connect(gateway.port(), device) as old:
+            talk(old, 1)
+            change(gateway, "bytes_max = 1048576", "bytes_max = 2097152")
+            reload(gateway)
+            with TlsDevice.connect(gateway.port(), device) as new:
+                talk(new, 1)
+            assert gateway.metric("pskgw_outbox_messages", route="lines") == 2
+            assert gateway.metric("pskgw_outbox_bytes_max", route="lines") == 2 << 20
+            change(gateway, 'delivery = "spooled"', 'delivery = "direct"')
+            change(gateway, "[routes.spool]\nbytes_max = 2097152\n", "")
+            reload(gateway)
+            wait_for(
+                lambda: gateway.metric("pskgw_outbox_messages", route="lines") == 2,
+                what="the route of the live session takes over what the one after it has left",
+            )
+            events.rmdir()
+            wait_for(lambda: len(gateway.output_events()) == 2, what="both are delivered")
+        wait_for(
+            lambda: "pskgw_outbox_oldest_seconds{" not in gateway.http("/metrics")[1], what="no gauge is left"
+        )
+        assert "pskgw_outbox_bytes_max{" not in gateway.http("/metrics")[1]

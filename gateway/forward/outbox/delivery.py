@@ -71,6 +71,7 @@ class SpooledDelivery:
         self._wall = wall
         self._window = Window(WINDOW_BYTES_MAX)
         self._turn = asyncio.Lock()
+        self._dead_turn = asyncio.Lock()
         self._own: Outbox | None = None
         self._early: list[tuple[Message, Answer]] | None = []
         self._held: list[Callable[[], None]] = []
@@ -279,13 +280,14 @@ class SpooledDelivery:
         act: Callable[[Outbox, Sequence[DeadLetter]], Coroutine[None, None, None]],
     ) -> int:
         count = 0
-        for outbox in [each.outbox for each in self._deliverers]:
-            left = outbox.dead_count  # those that come back meanwhile are not taken again
-            while left > 0:
-                letters = await outbox.dead_letters(ids, min(RETRY_MESSAGES, left))
-                if not letters:
-                    break
-                await act(outbox, letters)
-                left -= len(letters)
-                count += len(letters)
+        async with self._dead_turn:  # what one operator takes, another finds gone
+            for outbox in [each.outbox for each in self._deliverers]:
+                left = outbox.dead_count  # those that come back meanwhile are not taken again
+                while left > 0:
+                    letters = await outbox.dead_letters(ids, min(RETRY_MESSAGES, left))
+                    if not letters:
+                        break
+                    await act(outbox, letters)
+                    left -= len(letters)
+                    count += len(letters)
         return count

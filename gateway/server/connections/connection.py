@@ -337,6 +337,7 @@ class DeviceConnection(EndingConnection):
         What is under way has `within_s` seconds to settle, then close_notify goes out all the same.
         """
         if self.phase is Phase.HANDSHAKE:
+            self._handshake_ended(Outcome.TIMEOUT, f"no handshake in time: {reason}")
             self._abort()
         if self.phase is not Phase.LIVE:
             return

@@ -23,6 +23,7 @@ from gateway.server.control.messages import Done, Message
 
 __all__ = [
     "CONTROL_SOCKET",
+    "Answer",
     "Channel",
     "DetachedChannel",
     "Handler",
@@ -54,7 +55,9 @@ _CALL: Final = 1
 _ANSWER: Final = 2
 _FAILURE: Final = 3
 
-Handler = Callable[[Message], Awaitable[Message | None]]
+Answer = Message | asyncio.Task[Message] | None
+"""To a message. None is `Done`; a task gives it later, so that what comes behind a message that takes long does not wait."""
+Handler = Callable[[Message], Awaitable[Answer]]
 
 
 class DetachedChannel(NamedTuple):
@@ -131,7 +134,9 @@ class Channel:
             await self._writer.wait_closed()
 
     async def serve(self) -> None:
-        """Answer and deliver until the other end closes. Calls run one after the other, in the order they came."""
+        """Answer and deliver until the other end closes, one after the other, in the order in which calls came. Only what
+        is answered by a task overlaps with others.
+        """
         try:
             while (envelope := await self._receive()) is not None:
                 if envelope.kind in (_ANSWER, _FAILURE):
@@ -234,8 +239,21 @@ class Channel:
             if envelope.kind == _CALL:
                 self._send(_FAILURE, envelope.number, str(exc))
             return
-        if envelope.kind == _CALL:
+        if isinstance(answer, asyncio.Task):
+            assert envelope.kind == _CALL
+            answer.add_done_callback(lambda task: self._answer_late(envelope.number, task))
+        elif envelope.kind == _CALL:
             self._send(_ANSWER, envelope.number, answer if answer is not None else Done())
+
+    def _answer_late(self, number: int, task: "asyncio.Task[Message]") -> None:
+        if task.cancelled():
+            self._send(_FAILURE, number, "it was given up: the gateway stops")
+        elif (exc := task.exception()) is None:
+            self._send(_ANSWER, number, task.result())
+        elif isinstance(exc, ControlError):
+            self._send(_FAILURE, number, str(exc))
+        else:
+            self._send(_FAILURE, number, f"internal error ({type(exc).__name__}): see the gateway's log")
 
 
 @contextlib.contextmanager

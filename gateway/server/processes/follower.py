@@ -73,7 +73,9 @@ class FollowerProcess:
         """Something is there to be done before the next look at the registry is due."""
         self._said = ""
         self._progress_logged_at = -_PROGRESS_LOGGED_EVERY_S
-        self._delivered: list[int] = []
+        self._delivered: list[CommandDelivered] = []
+        self._readers_to_check = False
+        self._started_at = time.time()
         self._counted_at = -_COUNT_EVERY_S
         self._counting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._counting.set_result(None)
@@ -95,7 +97,7 @@ class FollowerProcess:
                 await asyncio.sleep(_GATHER_S)
         listening.cancel()
         self._counting.cancel()
-        await self._write_reports()
+        await self._write_what_is_left()
         await loop.run_in_executor(self._thread, self._reports.close)
         await loop.run_in_executor(self._thread, self._follower.close)
         self._thread.shutdown(wait=False)
@@ -117,9 +119,10 @@ class FollowerProcess:
             case Collect():
                 return self.metrics()
             case CheckReaders():
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._follower.reader_check)
+                self._readers_to_check = True
+                self._wake.set()
             case CommandDelivered():
-                self._delivered.append(message.number)
+                self._delivered.append(message)
             case Used():
                 self._reports.add_uses(message.credentials)
             case Newcomers():
@@ -134,13 +137,16 @@ class FollowerProcess:
         """All metrics of this process as they are now."""
         status = self._follower.status
         self._metrics.revision.set(status.sequence)
-        if status.polled_at:
-            self._metrics.age.set(max(0.0, time.time() - status.polled_at))
+        # A registry that was never read is as old as this process.
+        self._metrics.age.set(max(0.0, time.time() - (status.polled_at or self._started_at)))
         return Metrics(snapshot(self._registry))
 
     async def _poll(self, waited_s: float) -> float:
         """One poll; seconds until the next."""
         loop = asyncio.get_running_loop()
+        if self._readers_to_check:
+            self._readers_to_check = False
+            await loop.run_in_executor(self._thread, self._follower.reader_check)
         try:
             await self._remove_delivered()
             polling = loop.run_in_executor(self._thread, self._follower.poll)
@@ -166,13 +172,25 @@ class FollowerProcess:
         delivered = self._delivered[:_DELIVERED_PER_POLL]
         if delivered:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, self._follower.remove_commands, delivered)
+            numbers = [command.number for command in delivered]
+            await loop.run_in_executor(self._thread, self._follower.remove_commands, numbers)
             del self._delivered[: len(delivered)]
+
+    async def _write_what_is_left(self) -> None:
+        """The end has come. A registry that is away may keep this process until it is killed, so the next follower, if
+        there is one, is left the delivered commands first: to remove them twice does no harm. What else is lost is
+        reported again, by sessions that live on.
+        """
+        for command in self._delivered:
+            self._channel.notify(command)
+        with contextlib.suppress(RegistryError):
+            while self._delivered:
+                await self._remove_delivered()
+        while self._reports.has_any and await self._write_reports():
+            pass
 
     async def _write_reports(self) -> bool:
         """Write what workers reported; whether that went well."""
-        if not self._reports.is_due:
-            return False
         loop = asyncio.get_running_loop()
         try:
             enrolments = await loop.run_in_executor(self._thread, self._reports.flush)

@@ -12,11 +12,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry
 
+from gateway.errors import ControlError
 from gateway.forward.route import RouteTable
 from gateway.net.poller import Poller
 from gateway.registry.masterkeys import KeyRing
@@ -34,6 +35,7 @@ from gateway.server.connections.proxied import ProxiedConnection
 from gateway.server.connections.registry_changes import RegistryChanges
 from gateway.server.connections.services import Services
 from gateway.server.connections.tracing import Tracers
+from gateway.server.control.channel import Answer
 from gateway.server.control.messages import (
     Alive,
     Collect,
@@ -80,6 +82,8 @@ from gateway.tls.contexts import ContextStore
 
 __all__ = ["Worker"]
 
+T = TypeVar("T")
+
 log = structlog.get_logger()
 
 _KEYS_EVERY_S: Final = 2.0
@@ -107,7 +111,7 @@ class Worker:
         self._descriptors = descriptors
         self._tell = tell
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._registry = CollectorRegistry()
         self._metrics = metrics = WorkerMetrics(self._registry)
         self._observe_revocation = metrics.revocation.observe
@@ -198,7 +202,7 @@ class Worker:
         """Take the listening sockets that the supervisor has sent, so many for each listener; our own, or another's."""
         self._accepting.take(receive_descriptors(self._descriptors, counts), of_worker)
 
-    async def handle(self, message: Message) -> Message | None:
+    async def handle(self, message: Message) -> Answer:
         """What the supervisor says."""
         match message:
             case Published() | Changed() | FollowerStatus():
@@ -210,7 +214,7 @@ class Worker:
             case CommandDelivered():
                 self._commands.settled(message.device_id, message.number)
             case ListDeadLetters() | RetryDeadLetters() | DiscardDeadLetters():
-                return await handle_dead_letters(self._routes, message)
+                return self._spawn(handle_dead_letters(self._routes, message))  # a gigabyte takes a while
             case StartTrace() | StopTrace():
                 self._tracers.handle(message)
             case EndSession():
@@ -409,15 +413,18 @@ class Worker:
             refresh_keys(self._keys)
         self._loop.call_later(TICK_S, self._tick)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
         return task
 
-    def _task_done(self, task: asyncio.Task[None]) -> None:
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (exc := task.exception()) is not None:
+        if task.cancelled():
+            return
+        exc = task.exception()
+        if exc is not None and not isinstance(exc, ControlError):  # that one is for who has asked
             log.error("task_failed", exc_info=exc)
 
     # The end

@@ -35,14 +35,14 @@ async def handle_dead_letters(
         match message:
             case ListDeadLetters():
                 found: list[DeadLetterInfo] = []
-                for route, spool in spools.items():
+                for route, spool in spools:
                     letters = await spool.dead_letters(None, message.limit - len(found))
                     found += [_info(route, letter) for letter in letters]
-                return DeadLetters(_bounded(found), sum(spool.dead_count for spool in spools.values()))
+                return DeadLetters(_bounded(found), sum(spool.dead_count for _, spool in spools))
             case RetryDeadLetters():
-                return Done(sum([await spool.retry(message.ids) for spool in spools.values()]))
+                return Done(sum([await spool.retry(message.ids) for _, spool in spools]))
             case DiscardDeadLetters():
-                return Done(sum([await spool.discard(message.ids) for spool in spools.values()]))
+                return Done(sum([await spool.discard(message.ids) for _, spool in spools]))
     except SpoolError as exc:
         raise ControlError(str(exc)) from exc
 

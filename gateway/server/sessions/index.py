@@ -40,7 +40,8 @@ class SessionIndex(Generic[S]):
         sessions = self._by_device.get(device_id)
         if sessions is None:
             self._by_device[device_id] = session
-            self._ids[session.realm, session.device] = device_id
+            if device_id:  # newcomers have none of their own yet, and are looked for one by one
+                self._ids[session.realm, session.device] = device_id
         elif isinstance(sessions, set):
             sessions.add(session)
         else:
@@ -57,7 +58,9 @@ class SessionIndex(Generic[S]):
             sessions = None
         if not sessions:
             del self._by_device[device_id]
-            self._ids.pop((session.realm, session.device), None)
+            name = (session.realm, session.device)
+            if self._ids.get(name) == device_id:  # a device that was added again has another id
+                del self._ids[name]
         self._count -= 1
 
     def of_devices(self, ranges: Iterable[tuple[int, int]]) -> list[S]:

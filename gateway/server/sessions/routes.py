@@ -181,7 +181,6 @@ class FramedRoute(LiveRoute):
                 on_attempt=self._attempted,
                 on_commit=metrics.outbox_commit_duration.labels(route.name).observe,
             )
-            _watch(self._delivery, route.name, metrics)
         else:
             self._delivery = DirectDelivery(
                 sink,
@@ -291,8 +290,7 @@ class LiveRoutes:
     @property
     def waiting_messages(self) -> int:
         """Messages in spools that no backend has confirmed."""
-        spools = [route.spool for route in (*self._live.values(), *self._retired)]
-        return sum(spool.messages for spool in spools if spool is not None)
+        return sum(spool.messages for _, spool in self.spools())
 
     def change(self, table: RouteTable, backends: Container[str], message_bytes_max: int) -> list[Retired]:
         """Put another table in force for new sessions; gives the routes to `retire` when their sessions have ended.
@@ -331,14 +329,42 @@ class LiveRoutes:
         """Deliver what a route that is not used any more has left, and let go of it."""
         await route.close()
         self._retired.remove(route)
-        if route.name not in self._live and route.spool is not None:
-            _unwatch(route.name, self._around.metrics)
+        if route.spool is not None and not self._spools(route.name):
+            self._unwatch(route.name)
 
     def _make(self, route: Route) -> LiveRoute:
         if isinstance(route.backend_settings, TcpSettings):
             make = MqttRoute if route.framing == "mqtt" else StreamRoute
             return make(route, route.backend_settings, self._around)
-        return FramedRoute(route, self._around, message_bytes_max=self._message_bytes_max)
+        made = FramedRoute(route, self._around, message_bytes_max=self._message_bytes_max)
+        if made.spool is not None:
+            self._watch(route.name, made.spool.bytes_max)
+        return made
+
+    def _watch(self, name: str, bytes_max: int) -> None:
+        """Gauges of a spooled route: of all its spools, as those of the route before are delivered beside the new one's."""
+        metrics = self._around.metrics
+        metrics.outbox_bytes_max.labels(name).set(bytes_max)
+        for gauge, read in (
+            (metrics.outbox_messages, lambda: sum(each.messages for each in self._spools(name))),
+            (metrics.outbox_bytes, lambda: sum(each.bytes for each in self._spools(name))),
+            (metrics.outbox_dead, lambda: sum(each.dead_count for each in self._spools(name))),
+            (metrics.outbox_damaged, lambda: sum(each.damaged_messages for each in self._spools(name))),
+            (metrics.outbox_oldest, lambda: max((each.oldest_s for each in self._spools(name)), default=0.0)),
+        ):
+            gauge.labels(name).set_function(read)
+
+    def _unwatch(self, name: str) -> None:
+        metrics = self._around.metrics
+        for gauge in (
+            metrics.outbox_bytes_max,
+            metrics.outbox_messages,
+            metrics.outbox_bytes,
+            metrics.outbox_dead,
+            metrics.outbox_damaged,
+            metrics.outbox_oldest,
+        ):
+            gauge.remove(name)
 
     def choose(
         self, listener: str, realm: str, group: str | None, identity: str, alpn: bytes
@@ -364,19 +390,26 @@ class LiveRoutes:
         routes = [*self._live.values(), *self._retired]
         await asyncio.gather(*(route.close() for route in routes))
 
-    def spools(self, name: str | None = None) -> dict[str, SpooledDelivery]:
-        """The spools of all routes, or of the one of this name."""
-        found = {route.name: route.spool for route in self._live.values() if name in (None, route.name)}
-        return {route: spool for route, spool in found.items() if spool is not None}
+    def spools(self, name: str | None = None) -> list[tuple[str, SpooledDelivery]]:
+        """The spools of all routes, or of the one of this name, with that name; those of retired routes too."""
+        routes = (*self._live.values(), *self._retired)
+        return [
+            (route.name, route.spool)
+            for route in routes
+            if route.spool is not None and name in (None, route.name)
+        ]
+
+    def _spools(self, name: str) -> list[SpooledDelivery]:
+        return [spool for _, spool in self.spools(name)]
 
     def _look_for_strays(self) -> None:
         """Messages that were acknowledged on a route which is not there any more, or is not spooled any more."""
         spool_dir = self._around.spool_dir
         if not spool_dir.is_dir():
             return
-        spools = self.spools()
+        known = {name for name, _ in self.spools()}
         for folder in sorted(spool_dir.iterdir()):
-            if folder.name not in spools and any(folder.glob("*.db")):
+            if folder.name not in known and any(folder.glob("*.db")):
                 log.error(
                     "spool_without_route",
                     route=folder.name,
@@ -384,26 +417,6 @@ class LiveRoutes:
                     advice=f'messages may wait there: configure a route {folder.name} with delivery = "spooled" until it is '
                     "empty, or remove the folder",
                 )
-
-
-def _watch(spool: SpooledDelivery, route: str, metrics: WorkerMetrics) -> None:
-    metrics.outbox_messages.labels(route).set_function(lambda: spool.messages)
-    metrics.outbox_bytes.labels(route).set_function(lambda: spool.bytes)
-    metrics.outbox_bytes_max.labels(route).set(spool.bytes_max)
-    metrics.outbox_oldest.labels(route).set_function(lambda: spool.oldest_s)
-    metrics.outbox_dead.labels(route).set_function(lambda: spool.dead_count)
-    metrics.outbox_damaged.labels(route).set_function(lambda: spool.damaged_messages)
-
-
-def _unwatch(route: str, metrics: WorkerMetrics) -> None:
-    for gauge in (
-        metrics.outbox_messages,
-        metrics.outbox_bytes,
-        metrics.outbox_oldest,
-        metrics.outbox_dead,
-        metrics.outbox_damaged,
-    ):
-        gauge.remove(route)
 
 
 def _without_match(route: Route) -> Route:

@@ -7,7 +7,7 @@ the status for the service manager, and a metric says that the last attempt fail
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal
+from typing import Literal
 
 import structlog
 
@@ -22,8 +22,6 @@ __all__ = ["Changes"]
 log = structlog.get_logger()
 
 Order = Literal["reload", "upgrade"]
-_WAITING_MAX: Final = 1
-"""A second order of a kind that waits already would find nothing to do."""
 
 
 class Changes:
@@ -60,12 +58,14 @@ class Changes:
         self._manager = manager
         self._metrics = metrics
         self._orders: asyncio.Queue[Order] = asyncio.Queue()
+        self._waiting: set[Order] = set()
         self.trouble = ""
         """why the last change was refused, for the status; empty when it was not"""
 
     def ask(self, order: Order) -> None:
-        """A signal has come."""
-        if self._orders.qsize() <= _WAITING_MAX:
+        """A signal has come. A second order of a kind that waits already would find nothing to do."""
+        if order not in self._waiting:
+            self._waiting.add(order)
             self._orders.put_nowait(order)
 
     async def run(self) -> None:
@@ -73,6 +73,7 @@ class Changes:
         self._applied()
         while True:
             order = await self._orders.get()
+            self._waiting.remove(order)
             self._manager.reloading()
             if order == "upgrade" or self._program.has_changed:
                 await self._upgrade()

@@ -21,7 +21,7 @@ import structlog
 
 import gateway
 from gateway.errors import ControlError
-from gateway.server.control.channel import Channel, DetachedChannel, Handler
+from gateway.server.control.channel import Answer, Channel, DetachedChannel, Handler
 from gateway.server.control.messages import Configure, Message, Metrics
 from gateway.telemetry.aggregate import Snapshot, retire
 
@@ -214,6 +214,11 @@ class Child:
         if self._process is not None:
             self._process.kill()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a process that can be told something."""
+        return self._channel is not None
+
     def notify(self, message: Message) -> None:
         """Tell the process something, if there is one."""
         if self._channel is not None:
@@ -323,7 +328,7 @@ class Child:
             self._last = []
             self._is_silent = False
 
-    async def _handle(self, message: Message) -> Message | None:
+    async def _handle(self, message: Message) -> Answer:
         if isinstance(message, Metrics):  # a process that ends says good-bye with its last values
             self._last = message.families
             return None

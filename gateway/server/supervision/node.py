@@ -57,4 +57,4 @@ def compare(old: SupervisorSettings, new: SupervisorSettings) -> Change:
 def _held_by_workers(settings: SupervisorSettings) -> tuple[object, ...]:
     """What a worker keeps for its life."""
     worker = settings.worker
-    return settings.name, settings.worker_count, settings.drain_s, worker.master_keys, worker.max_staleness_s
+    return settings.worker_count, settings.drain_s, worker.master_keys, worker.max_staleness_s

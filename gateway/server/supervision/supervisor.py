@@ -274,10 +274,10 @@ class Supervisor:
             self._metrics.restarts.labels("follower").inc()
 
     def _tell_follower(self, message: Message) -> None:
-        if self._follower.pid is None:
-            self._unsent.append(message)
-        else:
+        if self._follower.is_connected:
             self._follower.notify(message)
+        else:
+            self._unsent.append(message)
 
     async def _replace_follower(self) -> None:
         """One after the other: there is one writer of the replica. Workers read it meanwhile."""
@@ -343,6 +343,8 @@ class Supervisor:
             case FollowerStatus():
                 self._status = message
                 self._crew.status_changed(message)
+            case CommandDelivered():  # what one that ends leaves to its successor
+                self._unsent.append(message)
             case _:
                 raise AssertionError(f"a follower does not say {type(message).__name__}")
         return None
@@ -421,6 +423,7 @@ class Supervisor:
                 overlay=self._crew.overlay,
                 status=self._status,
                 generation=self._crew.generation,
+                unsent=list(self._unsent),
             )
             try:
                 become(self._program, handover)
@@ -438,6 +441,7 @@ class Supervisor:
             self._crew.generation = handover.generation
             self._status = self._crew.status = handover.status
             self._limited.restore(handover.limited)
+            self._unsent.extend(handover.unsent)
             await self._crew.attend(handover.workers, self._children)
             if handover.follower is not None:
                 await self._follower.adopt(handover.follower)

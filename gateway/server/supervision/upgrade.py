@@ -23,7 +23,7 @@ import msgspec
 
 from gateway.errors import ConfigurationError
 from gateway.registry.notices import Changed
-from gateway.server.control.messages import FollowerStatus
+from gateway.server.control.messages import FollowerStatus, Message
 from gateway.server.processes.sockets import HandedListener
 from gateway.server.supervision.children import HandedChild
 from gateway.telemetry.aggregate import Snapshot
@@ -80,6 +80,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     overlay: Changed | None
     status: FollowerStatus
     generation: int
+    unsent: list[Message] = []
+    """what a follower has yet to be told; empty from an image that did not know of this"""
 
     @property
     def descriptors(self) -> list[int]:

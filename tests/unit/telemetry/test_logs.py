@@ -2,14 +2,17 @@ import datetime as dt
 import io
 import json
 import logging
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import structlog
 
+import gateway
 from gateway.telemetry.logs import LogSettings, setup
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -141,3 +144,27 @@ def test_the_standard_library_and_warnings_go_the_same_way(monkeypatch: pytest.M
     assert (first["logger"], first["level"], first["event"]) == ("some.library", "warning", "trouble with it")
     assert second["logger"] == "py.warnings"
     assert "DeprecationWarning: old way" in second["event"]
+
+
+def test_a_change_reaches_the_module_that_is_the_process() -> None:
+    """Worker and follower run as `__main__`, and log from there."""
+    code = (
+        "import structlog\n"
+        "from gateway.telemetry.logs import LogSettings, change, setup\n"
+        "log = structlog.get_logger()\n"
+        "setup(LogSettings())\n"
+        "log.info('before')\n"
+        "change(LogSettings(format='json', level='warning'))\n"
+        "log.info('hidden')\n"
+        "log.warning('after')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(gateway.__file__).parents[1],
+    )
+    before, after = done.stderr.splitlines()
+    assert "before" in before
+    assert json.loads(after)["event"] == "after"

@@ -477,3 +477,28 @@ class TestBackOff:
         monkeypatch.undo()
         assert BackOff().next(BackendUnavailable("busy", 20)) == 20
         assert BackOff().next(BackendUnavailable("busy", 1e9)) == 300
+
+
+def test_a_spool_that_cannot_be_removed_is_left_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        scene = Scene(tmp_path / "spool")
+        scene.backend.away = True
+        async with scene.delivery() as one, scene.delivery() as two:
+            scene.submit(one, 1)
+            scene.submit(two, 2)
+            await until(lambda: len(scene.answers) == 2)
+        scene.backend.away = False
+        monkeypatch.setattr("gateway.forward.outbox.folder._SIDE_FILES", ("x" * 300,))  # ENAMETOOLONG
+        async with scene.delivery() as delivery:
+            await until(lambda: len(scene.backend.arrived) == 2)
+            await until(lambda: delivery._unusable)
+            scene.submit(delivery, 3)
+            await until(lambda: scene.backend.arrived[2:] == [3])
+        assert len(list(scene.folder.glob("*.db"))) >= 2
+        monkeypatch.undo()
+        async with scene.delivery():
+            await until(lambda: len(list(scene.folder.glob("*.db"))) == 1)
+
+    run(test())

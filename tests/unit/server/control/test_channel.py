@@ -2,19 +2,18 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from gateway.errors import ControlError
 from gateway.net.loop import run
-from gateway.server.control.channel import Channel, connect_unix, unix_listener
+from gateway.server.control.channel import Answer, Channel, Handler, connect_unix, unix_listener
 from gateway.server.control.messages import Done, Drain, Kick, Message
 
 
 async def pair(
-    handler: Callable[[Message], Awaitable[Message | None]],
+    handler: Handler,
 ) -> tuple[Channel, asyncio.Task[None], Channel, asyncio.Task[None]]:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -131,3 +130,41 @@ def test_no_gateway_is_a_clear_error(tmp_path: Path) -> None:
 
     with pytest.raises(ControlError, match="gatewayctl run"):
         run(scenario())
+
+
+def test_what_takes_long_does_not_keep_what_comes_behind_it() -> None:
+    """An answer that a task gives later; its failures are answers too."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        slow: dict[str, asyncio.Future[Message]] = {
+            name: loop.create_future() for name in ("a", "b", "c", "d")
+        }
+
+        async def wait(name: str) -> Message:
+            return await slow[name]
+
+        async def handler(message: Message) -> Answer:
+            assert isinstance(message, Kick)
+            return loop.create_task(wait(message.device)) if message.device in slow else Done(1)
+
+        near, near_task, _, far_task = await pair(handler)
+        calls = {name: loop.create_task(near.call(Kick("r", name), 5)) for name in slow}
+        assert await near.call(Kick("r", "quick"), 5) == Done(1)
+        assert not any(call.done() for call in calls.values())
+        slow["c"].set_result(Done(7))
+        slow["a"].set_exception(ControlError("the disk is gone"))
+        slow["b"].set_exception(ZeroDivisionError("a secret"))
+        slow["d"].cancel()
+        assert await calls["c"] == Done(7)
+        for name, reason in (
+            ("a", "^the disk is gone$"),
+            ("b", r"^internal error \(ZeroDivisionError\)"),
+            ("d", "given up"),
+        ):
+            with pytest.raises(ControlError, match=reason):
+                await calls[name]
+        near.close()
+        await asyncio.wait_for(asyncio.gather(near_task, far_task), 5)
+
+    run(scenario())

@@ -53,3 +53,19 @@ def test_devices_that_have_no_id_yet_are_told_apart_by_name() -> None:
         index.add(0, Session("a", device))
     assert index.named("a", "new-2") == [Session("a", "new-2")]
     assert index.named("a", "nobody") == []
+
+
+def test_nothing_is_left_of_newcomers_nor_of_a_device_that_was_added_again() -> None:
+    index: SessionIndex[Session] = SessionIndex()
+    newcomers = [Session("a", "new-1"), Session("a", "new-2")]
+    before, after = Session("a", "d", 1), Session("a", "d", 2)
+    for session in newcomers:
+        index.add(0, session)
+    index.add(5, before)
+    index.add(9, after)
+    index.remove(5, before)
+    assert index.named("a", "d") == [after]
+    index.remove(9, after)
+    for session in newcomers:
+        index.remove(0, session)
+    assert (index._by_device, index._ids) == ({}, {})
