@@ -107,7 +107,6 @@ class Client:
         self._in_flight_bytes = 0
         self._put_back: list[Stored] = []
         self._awaited: dict[int, asyncio.Future[Receipt]] = {}
-        self._sent = 0
         self._answered = 0
         self._answered_at = 0.0
         self._incoming: collections.deque[Reply | Command] = collections.deque()
@@ -296,7 +295,7 @@ class Client:
         """Begin a session: frames are counted from 1."""
         self._link = link
         self.problem = None
-        self._sent = self._answered = 0
+        self._answered = 0
         self._gateway_slow = False
         self._decoder = self._framing.decoder(self._settings.incoming_bytes_max)
         self._online.set()
@@ -363,7 +362,6 @@ class Client:
             message = self._waiting.popleft()
             self._in_flight.append(message)
             self._in_flight_bytes += len(message.payload)
-            self._sent += 1
             frames.append(self._framing.encode(self._content(message)))
         if not frames:
             return

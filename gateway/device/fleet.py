@@ -27,9 +27,8 @@ from gateway.registry.sealing import Key
 from gateway.tls.openssl import TlsVersion
 from gateway.tls.session import ClientSession
 
-__all__ = ["BAD_KINDS", "Fleet", "FleetPlan"]
+__all__ = ["Fleet", "FleetPlan"]
 
-BAD_KINDS: Final = ("wrong-key", "unknown", "slow", "silent")
 SETTLE_S: Final = 10.0
 """How long answers are waited for at the end."""
 BAD_PAUSE_S: Final = 1.0
@@ -62,7 +61,7 @@ class FleetPlan(msgspec.Struct, frozen=True):
     session_s: float = 0.0
     """Mean length of a session before the device ends it (exponential); 0: it stays"""
     bad: dict[str, int] = msgspec.field(default_factory=dict)
-    """Bad actors by kind"""
+    """Bad actors by kind: wrong-key, unknown, slow, silent"""
     report_every_s: float = 1.0
 
 

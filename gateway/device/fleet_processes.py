@@ -21,8 +21,6 @@ from gateway.errors import DeviceError
 __all__ = ["run_fleet", "split_plan"]
 
 _LINE_BYTES_MAX: Final = 1024 * 1024
-LEAVE_S: Final = 45.0
-"""How long a process may take to end its sessions."""
 
 
 def split_plan(plan: FleetPlan, processes: int) -> list[FleetPlan]:
