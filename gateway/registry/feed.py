@@ -43,6 +43,7 @@ _PAGE_ROWS = 5_000
 _RANGES_PER_STATEMENT = 100
 
 CREDENTIAL_STATES = ("active", "revoked", "disabled", "expired", "not_yet_valid", "idle")
+"""The label `state` of `pskgw_credentials`."""
 
 Credentials = dict[bytes, CredentialRecord]
 """Records by `records.identity_key`."""

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from gateway.telemetry.tallies import TallyCounter, TallyHistogram
 
-__all__ = ["CredentialState", "FollowerMetrics", "Lookup", "Outcome", "SupervisorMetrics", "WorkerMetrics"]
+__all__ = ["FollowerMetrics", "Lookup", "Outcome", "SupervisorMetrics", "WorkerMetrics"]
 
 HANDSHAKE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """From a device on the same machine to one on a bad radio link, up to the default time-out."""
@@ -57,17 +57,6 @@ class Lookup(enum.StrEnum):
     FOUND = "found"
     UNKNOWN = "unknown"
     DAMAGED = "damaged"  # a record that does not parse, or whose key does not open; logged
-
-
-class CredentialState(enum.StrEnum):
-    """The label `state` of `pskgw_credentials`."""
-
-    ACTIVE = "active"
-    DISABLED = "disabled"
-    REVOKED = "revoked"
-    EXPIRED = "expired"
-    NOT_YET_VALID = "not_yet_valid"
-    IDLE = "idle"
 
 
 class WorkerMetrics:
