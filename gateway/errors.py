@@ -61,7 +61,6 @@ class PeerFault(enum.Enum):
     OVERSIZED = ("oversized", 50)  # decode_error: past the bound nothing is decoded
     RECORD_OVERFLOW = ("record_overflow", 22)  # section 5.1
     ILLEGAL_PARAMETER = ("illegal_parameter", 47)
-    PROTOCOL_VERSION = ("protocol_version", 70)
     UNRECOGNIZED_NAME = ("unrecognized_name", 112)
     UNKNOWN_PSK_IDENTITY = ("unknown_psk_identity", 115)
     PROXY_HEADER = ("proxy_header", None)  # a balancer's fault: there is no TLS yet to answer in
