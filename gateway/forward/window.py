@@ -26,11 +26,6 @@ class Window:
         self._paused: list[Callable[[], None]] = []
 
     @property
-    def bytes(self) -> int:
-        """What waits."""
-        return self._bytes
-
-    @property
     def is_full(self) -> bool:
         """Whether senders are to pause."""
         return self._bytes >= self._bytes_max

@@ -231,11 +231,6 @@ class ReplicaWriter:
             entries = _index_entries(transaction, self._tables, first_id, last_id)
             return [key for device, key in entries if _belongs(transaction, self._tables, key, device)]
 
-    def size(self) -> int:
-        """How many credentials there are."""
-        with _reading(), self._environment.begin() as transaction:
-            return transaction.stat(self._tables[b"credentials"])["entries"]
-
     def is_whole(self) -> bool:
         """False when the file was truncated or removed: reading it would kill the reader, or read what nobody shares."""
         try:

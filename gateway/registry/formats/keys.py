@@ -3,19 +3,17 @@
 import base64
 import binascii
 import re
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from gateway.errors import RegistryRefused
 from gateway.registry import identities
 from gateway.registry.sealing import Key
 
-__all__ = ["KEY_ENCODINGS", "KeyEncoding", "can_encode_key", "decode_key", "encode_key"]
+__all__ = ["KeyEncoding", "can_encode_key", "decode_key", "encode_key"]
 
 KeyEncoding = Literal["hex", "base64", "text", "hex-or-text"]
 """`text` is the bytes of the text itself; `hex-or-text` is hex where it looks like it (pairs of digits, colons between
 them or not), as stunnel takes it."""
-
-KEY_ENCODINGS: Final[tuple[KeyEncoding, ...]] = get_args(KeyEncoding)
 
 _LOOKS_LIKE_HEX: Final = re.compile(r":*(?:[0-9A-Fa-f]{2}:*)+")
 _PRINTABLE: Final = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")

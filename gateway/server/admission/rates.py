@@ -67,11 +67,6 @@ class Rates:
     def __len__(self) -> int:
         return len(self._full_at)
 
-    def has(self, key: Hashable, now: float) -> bool:
-        """Whether the key's bucket holds a token."""
-        full_at = self._full_at.find(key)
-        return full_at is None or full_at + self._step_s - now <= self._span_s
-
     def take(self, key: Hashable, now: float) -> bool:
         """Take a token; False: there is none."""
         full_at = self._full_at.find(key)
