@@ -34,6 +34,7 @@ import lmdb
 import msgspec
 
 from gateway.errors import RegistryMismatch, RegistryUnavailable
+from gateway.files import sync_folder
 from gateway.registry.records import CommandRecord, CredentialRecord, RealmRecord
 
 __all__ = [
@@ -242,7 +243,7 @@ class ReplicaWriter:
         """Wait until everything written is on the disk."""
         with _writing(self.generation):
             self._environment.sync(True)
-            _fsync_directory(self.generation)
+            sync_folder(self.generation)
 
     def reader_check(self) -> int:
         """Free the places of readers that died; the pages they held may then be used again. Returns how many."""
@@ -323,7 +324,7 @@ def publish_generation(replica_dir: Path, generation: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(replica_dir / _CURRENT)
-        _fsync_directory(replica_dir)
+        sync_folder(replica_dir)
 
 
 def current_generation(replica_dir: Path) -> Path | None:
@@ -446,11 +447,3 @@ def _writing(place: Path) -> Iterator[None]:
         raise RegistryUnavailable(
             f"the replica {place} cannot be written ({exc}): make room on its disk"
         ) from exc
-
-
-def _fsync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -28,6 +28,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from gateway.errors import BackendUnavailable
+from gateway.files import sync_folder
 from gateway.forward.message import Message, encode_message
 from gateway.wire.cloudevents import EVENT_START, payload_kind
 
@@ -202,7 +203,7 @@ class _LockedFile:
             with contextlib.suppress(FileNotFoundError):
                 self._numbered(number).replace(self._numbered(number + 1))
         self._path.replace(self._numbered(1))
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
@@ -220,7 +221,7 @@ class _LockedFile:
         except FileNotFoundError:
             # Readers of the events need not be the gateway's user: the group may read, the umask has the last word.
             self._fd = os.open(self._path, flags | os.O_CREAT, 0o640)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         return self._fd
 
 
@@ -246,15 +247,6 @@ def _flock(fd: int) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)
-
-
-def _sync_folder(path: Path) -> None:
-    """Make the name of a new file survive a loss of power, as fsync does for its content."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _is_at(fd: int, path: Path) -> bool:
