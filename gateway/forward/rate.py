@@ -8,34 +8,13 @@ from typing import Final
 from gateway.forward.framed import Answer, Delivery
 from gateway.forward.message import Message
 from gateway.forward.session import DeviceInfo
+from gateway.token_bucket import TokenBucket
 from gateway.wire.framing import Reason
 
-__all__ = ["BURST_S", "DeviceRates", "TokenBucket"]
+__all__ = ["BURST_S", "DeviceRates"]
 
 BURST_S: Final = 10.0
 """What may come at once, in seconds of the rate: devices send in bursts, above all after they were offline."""
-
-
-class TokenBucket:
-    """Lets `rate` through in each second on average, and what it saved up, up to `burst`, at once."""
-
-    __slots__ = ("_at", "_burst", "_left", "_rate")
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._left = burst
-        self._at = now
-
-    def has(self, amount: float, now: float) -> bool:
-        """Whether so much may come now."""
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        return self._left >= amount
-
-    def take(self, amount: float) -> None:
-        """It came."""
-        self._left -= amount
 
 
 class _DeviceRate:

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from gateway.telemetry.logs import LogSettings
+from gateway.token_bucket import TokenBucket
 
 __all__ = ["ConnectionEnded", "ConnectionLog"]
 
@@ -72,10 +73,9 @@ class ConnectionLog:
         self._stream = stream
         self._now = now
         self._encoder = msgspec.json.Encoder()
-        self._left = float(LINES_BURST)
-        self._counted_at = now()
+        self._told_at = now()
+        self._lines = TokenBucket(LINES_PER_S, LINES_BURST, self._told_at)
         self._left_out: Counter[str] = Counter()
-        self._told_at = self._counted_at
 
     def admits(self, outcome: str, *, is_wanted: bool = True) -> bool:
         """Whether lines about one more stranger may be written; if not, or none is wanted, it is counted."""
@@ -84,11 +84,8 @@ class ConnectionLog:
         if not is_wanted:
             self._left_out[outcome] += 1
             return False
-        now = self._now()
-        self._left = min(float(LINES_BURST), self._left + (now - self._counted_at) * LINES_PER_S)
-        self._counted_at = now
-        if self._left >= 1:
-            self._left -= 1
+        if self._lines.has(1, self._now()):
+            self._lines.take(1)
             return True
         self._left_out[outcome] += 1
         return False

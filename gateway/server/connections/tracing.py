@@ -34,6 +34,7 @@ from gateway.server.control.trace_messages import (
 from gateway.server.settings import ListenerSettings
 from gateway.telemetry.metrics import Outcome
 from gateway.tls.contexts import RealmContexts
+from gateway.token_bucket import TokenBucket
 from gateway.wire.client_hello import HANDSHAKE, TLS_1_2, ClientHello, decode_chosen_suite
 from gateway.wire.handshake_names import group_name, psk_mode_name, version_name
 from gateway.wire.suites import suite_name
@@ -63,8 +64,7 @@ class _Tracer:
     ) -> None:
         self.start = start
         self._tell = tell
-        self._left = float(CONNECTIONS_BURST)
-        self._counted_at = now
+        self._connections = TokenBucket(CONNECTIONS_PER_S, CONNECTIONS_BURST, now)
         self._left_out = 0
         try:
             self._address: str | None = ipaddress.ip_address(start.target).compressed
@@ -79,13 +79,11 @@ class _Tracer:
 
     def admits(self, now: float) -> bool:
         """Whether one more connection is followed; if not, that is counted."""
-        self._left = min(float(CONNECTIONS_BURST), self._left + (now - self._counted_at) * CONNECTIONS_PER_S)
-        self._counted_at = now
-        if self._left < 1:
-            self._left_out += 1
-            return False
-        self._left -= 1
-        return True
+        if self._connections.has(1, now):
+            self._connections.take(1)
+            return True
+        self._left_out += 1
+        return False
 
     def emit(self, events: list[TraceEvent], left_out: int = 0) -> None:
         left_out, self._left_out = left_out + self._left_out, 0

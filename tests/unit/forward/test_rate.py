@@ -6,7 +6,7 @@ import pytest
 
 from gateway.forward.framed import Answer
 from gateway.forward.message import Message
-from gateway.forward.rate import DeviceRates, TokenBucket
+from gateway.forward.rate import DeviceRates
 from gateway.forward.session import DeviceInfo
 from gateway.wire.framing import Reason
 
@@ -34,19 +34,6 @@ def message(number: int, size: int = 1) -> Message:
 
 def info(device: str = "d") -> DeviceInfo:
     return DeviceInfo("r", device, device, None, "s")
-
-
-class TestTokenBucket:
-    def test_lets_the_rate_through(self) -> None:
-        bucket = TokenBucket(2, 4, 0.0)
-        for _ in range(4):
-            assert bucket.has(1, 0.0)
-            bucket.take(1)
-        assert not bucket.has(1, 0.4)
-        assert bucket.has(1, 0.5)
-        bucket.take(1)
-        assert bucket.has(4, 100.0)
-        assert not bucket.has(4.1, 1000.0)
 
 
 class TestDeviceRates:
