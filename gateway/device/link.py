@@ -19,6 +19,7 @@ from typing import Final, Protocol, cast
 
 from gateway.device.keyring import KeyRing
 from gateway.errors import DeviceError, DeviceRefused
+from gateway.net.address import address_text
 from gateway.tls.openssl import ClientContext, TlsFailure, TlsVersion, Trace
 from gateway.tls.profiles import PROFILES, TLS13_SUITES, ProfileName
 from gateway.tls.session import ClientSession, Data, Established, Event, Failed
@@ -80,7 +81,7 @@ class Dialer:
     @property
     def where(self) -> str:
         """The gateway's address as people write it."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return address_text(self.host, self.port)
 
     @functools.cached_property
     def context(self) -> ClientContext:

@@ -22,6 +22,7 @@ import structlog
 from gateway.device.backoff import BackOff
 from gateway.device.link import READ_BYTES, Dialer, Link
 from gateway.errors import DeviceError, DeviceRefused
+from gateway.net.address import address_text
 
 __all__ = ["Tunnel", "TunnelSettings"]
 
@@ -64,9 +65,8 @@ class Tunnel:
         try:
             self._server = await loop.create_server(lambda: TunnelConnection(self), host, port, backlog=1024)
         except OSError as exc:
-            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             raise DeviceError(
-                f"cannot listen on {where}: {_plain(exc)}: choose another --listen, or stop who has it"
+                f"cannot listen on {address_text(host, port)}: {_plain(exc)}: choose another --listen, or stop who has it"
             ) from exc
         name = self._server.sockets[0].getsockname()
         return name[0], name[1]

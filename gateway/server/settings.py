@@ -21,6 +21,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from gateway.net.address import address_text
 from gateway.server.networks import Networks
 
 __all__ = [
@@ -67,7 +68,7 @@ class Address:
         return cls(host, int(port))
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return address_text(self.host, self.port)
 
 
 def _require_ipv6(host: str) -> None:

@@ -32,6 +32,7 @@ from gateway.forward.backends.publishing import BrokerSink
 from gateway.forward.message import Message
 from gateway.forward.secrets import Secret
 from gateway.forward.template import Rules, Template
+from gateway.net.address import address_text
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -313,7 +314,7 @@ async def connect_nats(name: str, settings: NatsSettings) -> "tuple[Client, asyn
     client = Client()
     connecting = asyncio.get_running_loop().create_task(
         client.connect(
-            f"{address.scheme}://{_bracketed(address.host)}:{address.port}",
+            f"{address.scheme}://{address_text(address.host, address.port)}",
             name=f"psk-gateway {name}",
             allow_reconnect=False,
             connect_timeout=math.ceil(settings.connect_timeout_s),
@@ -361,10 +362,6 @@ PENDING_BYTES_MAX: Final = 64 * 1024 * 1024
 
 async def _disconnect(connection: _Connection) -> None:
     await connection.client.close()
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _faults() -> tuple[type[BaseException], ...]:
