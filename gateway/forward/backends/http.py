@@ -39,6 +39,7 @@ from gateway.forward.message import Message, encode_message
 from gateway.forward.receipt import Receipt
 from gateway.forward.secrets import Secret
 from gateway.forward.template import Rules, Template
+from gateway.net.address import address_text
 from gateway.wire.cloudevents import payload_kind
 
 if TYPE_CHECKING:
@@ -187,7 +188,10 @@ class HttpBackend:
         self._kind = payload_kind(content_type)
         url = URL(settings.url)
         self._url = url.with_user(None)
+        assert url.host is not None
+        assert url.port is not None
         self._host, self._port = url.host, url.port
+        self._where = address_text(url.host, url.port)
         self._user = settings.username or url.user
         self._password = plain(settings.password) or url.password or ""
         self._secret = (plain(settings.secret) or "").encode()
@@ -283,7 +287,7 @@ class HttpBackend:
             return answer.status, answer.headers.get("Retry-After"), bytes(reply)
 
     def _judge(self, status: int, retry_after: str | None, reply: bytes) -> None:
-        said = f"backend {self._name}: {self._host}:{self._port} answers {status}"
+        said = f"backend {self._name}: {self._where} answers {status}"
         if 200 <= status < 300:  # noqa: PLR2004 -- HTTP's own numbers
             if self._settings.replies and len(reply) > self._settings.reply_bytes_max:
                 raise BackendRefused(
@@ -325,9 +329,7 @@ class HttpBackend:
 
     def _unavailable(self, exc: BaseException) -> BackendUnavailable:
         text = masked(_explain(exc), [self._password, plain(self._settings.token) or ""])
-        return BackendUnavailable(
-            f"backend {self._name}: {self._host}:{self._port}: {' '.join(text.split())}"
-        )
+        return BackendUnavailable(f"backend {self._name}: {self._where}: {' '.join(text.split())}")
 
 
 KEEP_ALIVE_S: Final = 15.0

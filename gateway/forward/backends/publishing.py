@@ -15,6 +15,7 @@ from gateway.forward.backends.broker import BrokerSettings, Link, Outcomes, plai
 from gateway.forward.message import Message
 from gateway.forward.receipt import Receipt
 from gateway.forward.template import Template
+from gateway.net.address import address_text
 
 __all__ = ["BrokerSink", "Pace"]
 
@@ -63,7 +64,7 @@ class BrokerSink(abc.ABC, Generic[T]):
             disconnect,
             faults=faults,
             connect_timeout_s=settings.connect_timeout_s,
-            where=f"{address.host}:{address.port}",
+            where=address_text(address.host, address.port),
             secrets=[plain(settings.password), address.password, *secrets],
             explain=explain,
         )

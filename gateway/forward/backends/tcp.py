@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field, model_validator
 from gateway.errors import BackendUnavailable
 from gateway.forward.backends.broker import BackendModel, TlsSettings, os_error_text, parse_broker_url
 from gateway.forward.session import DeviceInfo
+from gateway.net.address import address_text
 from gateway.net.connector import USER_TIMEOUT_MS, Attempts, Connecting
 from gateway.net.poller import Poller
 from gateway.net.stream import StreamProtocol
@@ -164,7 +165,8 @@ class TcpBackend:
             self._failed(loop.time())
             if loop.time() >= give_up_at:
                 break
-        raise BackendUnavailable(f"no connection to {self._host}:{self._port}: {reason or 'no time left'}")
+        where = address_text(self._host, self._port)
+        raise BackendUnavailable(f"no connection to {where}: {reason or 'no time left'}")
 
     async def _connect_once(self, protocol: asyncio.BaseProtocol, info: DeviceInfo | None) -> None:
         loop = asyncio.get_running_loop()
