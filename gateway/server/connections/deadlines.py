@@ -2,7 +2,8 @@
 
 Each thing with a deadline is filed once, in the slot of the tick at which it falls due. A deadline that moves later is
 only written to the thing itself; when its old slot comes up, it is filed again. So traffic on a session costs an
-attribute write, and a timer per connection is never made.
+attribute write, and no connection needs a timer of its own but one whose handshake failed after an identity was looked
+up: its alert leaves sooner and more exactly than a tick allows.
 """
 
 from collections.abc import Iterator
