@@ -37,7 +37,7 @@ def run(config: ConfigOption = None) -> None:
     settings = load_settings(path)
     setup(settings.log)
     check_registry(settings)
-    _say_open_files(path, settings)
+    _warn_of_exposed_files(path, settings)
 
     def load() -> "SupervisorSettings":
         settings = load_settings(path)
@@ -50,14 +50,14 @@ def run(config: ConfigOption = None) -> None:
     loop.run(supervise())
 
 
-def _say_open_files(path: Path, settings: "GatewaySettings") -> None:
+def _warn_of_exposed_files(path: Path, settings: "GatewaySettings") -> None:
     """Warn of files with secrets that others may read."""
     import structlog
 
     from gateway.cli.checks.files import open_to_others
 
     for finding in open_to_others(path, settings):
-        structlog.get_logger().warning("files_open", detail=finding.detail, fix=finding.fix)
+        structlog.get_logger().warning("files_exposed", detail=finding.detail, fix=finding.fix)
 
 
 def check_registry(settings: "GatewaySettings") -> None:

@@ -133,7 +133,7 @@ def test_files_open_to_others_are_said_at_the_start(tmp_path: Path) -> None:
     (gateway.directory / "registry.db").chmod(0o644)
     (gateway.directory / "data").mkdir(mode=0o755)
     with running(gateway):
-        said = {event["fix"] for event in gateway.events("files_open")}
+        said = {event["fix"] for event in gateway.events("files_exposed")}
         assert said == {
             f"chmod 600 {gateway.directory / 'registry.db'}",
             f"chmod 700 {gateway.directory / 'data'}",

@@ -11,7 +11,7 @@ from gateway.cli.checks.finding import Finding, Status
 if TYPE_CHECKING:
     from gateway.config import GatewaySettings
 
-__all__ = ["check_disk", "check_modes"]
+__all__ = ["check_disk", "check_modes", "open_to_others"]
 
 ROOM_BYTES_MIN: Final = 512 * 1024 * 1024
 """For the replica, which is copied anew beside the old one (96 MB for a million credentials), and some of a spool."""
