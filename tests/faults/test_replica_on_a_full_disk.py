@@ -62,6 +62,7 @@ def test_a_revocation_that_was_seen_is_not_forgotten(gateway: Gateway) -> None:
             gateway.ctl("revoke-key", "revoked")
             session.wait_until_ended(10)
         assert "kept in memory" in gateway.http("/readyz")[1]
+        assert "No space left" in gateway.wait_for_event("replica_unwritable")["reason"]
         check(gateway, kept, revoked)
 
         move(gateway.directory, aside)

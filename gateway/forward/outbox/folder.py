@@ -13,9 +13,10 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Final
 
+from gateway.files import sync_folder
 from gateway.forward.message import uuid7
 
-__all__ = ["Claim", "SpoolFolder", "sync_folder"]
+__all__ = ["Claim", "SpoolFolder"]
 
 _SIDE_FILES: Final = ("", "-wal", "-shm", "-journal")
 
@@ -93,12 +94,3 @@ def _claim(lock: Path) -> Claim | None:
         pass  # it has an owner, or its owner has just removed it
     os.close(fd)
     return None
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names of new files survive a loss of power, as fsync does for their content."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

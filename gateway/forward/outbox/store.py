@@ -25,8 +25,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from gateway.errors import SpoolDamaged, SpoolError, SpoolFull
+from gateway.files import sync_folder
 from gateway.forward.message import Message
-from gateway.forward.outbox.folder import sync_folder
 
 __all__ = ["WEIGHT", "DeadLetter", "Device", "Group", "SpoolStore", "Summary", "weigh"]
 

@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 The event loop reads into one buffer of the process and calls `buffer_updated`; the TLS session takes the bytes and gives
 events; the route takes the data; whatever all of that wants to send is flushed once, at the end. There is no task and
-no timer per connection. Phases:
+no timer per connection, but for an alert that is held back. Phases:
 
     HANDSHAKE --Established--> LIVE --close()--> CLOSING --> GONE
         '--------failure---------------------------^

@@ -72,6 +72,7 @@ class FollowerProcess:
         self._wake = asyncio.Event()
         """Something is there to be done before the next look at the registry is due."""
         self._said = ""
+        self._fault: str | None = None
         self._progress_logged_at = -_PROGRESS_LOGGED_EVERY_S
         self._delivered: list[CommandDelivered] = []
         self._readers_to_check = False
@@ -245,6 +246,14 @@ class FollowerProcess:
         """Tell the supervisor how things stand, and log what is new."""
         status = self._follower.status
         self._channel.notify(FollowerStatus(state, detail, status.sequence, status.polled_at))
+        if status.fault != self._fault:
+            self._fault = status.fault
+            if status.fault is not None:
+                log.warning(
+                    "replica_unwritable",
+                    reason=status.fault,
+                    note="it is kept in memory until it can be written",
+                )
         if (said := f"{state} {detail}") == self._said:
             return
         if state in ("away", "mismatch"):
