@@ -29,7 +29,7 @@ def small_disk(directory: Path, size_bytes: int) -> Iterator[None]:
     """A file system of its own at `directory`, which fills up soon. Raises Unavailable: only root may make one."""
     if os.geteuid() != 0:
         raise Unavailable("a small disk needs root to mount it")
-    directory.mkdir()
+    directory.mkdir(parents=True)
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", directory],
         capture_output=True,
