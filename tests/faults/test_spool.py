@@ -28,6 +28,7 @@ content_type = "text/plain"
 backend = "events"
 """
 DELIVERED_S = 30
+ROOM_TO_OPEN_BYTES = 128 << 10
 
 
 def spooled_gateway(directory: Path, spool: str = "", **pieces: Any) -> Gateway:
@@ -307,6 +308,19 @@ def test_a_damaged_spool_is_put_aside_and_saved_from(tmp_path: Path, damage: str
             assert 0 <= lost <= 2 * BATCH_MESSAGES_MAX
 
 
+def damage_in_the_middle_of_a_row(spool: Path) -> None:
+    """So that opening it finds nothing, and reading it does: a page that says where the row goes on."""
+    with contextlib.closing(sqlite3.connect(spool)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+        (page,) = connection.execute(
+            "SELECT pageno FROM dbstat WHERE name = 'groups' AND path LIKE '%+000000' LIMIT 1 OFFSET 20"
+        ).fetchone()
+    with spool.open("r+b") as file:
+        file.seek((page - 1) * page_bytes)
+        file.write(os.urandom(page_bytes))
+
+
 def test_a_damaged_spool_waits_for_room_to_be_saved(tmp_path: Path) -> None:
     """What can be read of it is delivered once there is room for a new file, and what comes after it as well."""
     gateway = spooled_gateway(tmp_path / "g")
@@ -320,10 +334,9 @@ def test_a_damaged_spool_waits_for_room_to_be_saved(tmp_path: Path) -> None:
                 fleet.wait_for_acknowledged(5000)
         outage.end()
         (spool,) = (folder / "readings").glob("*.db")
-        with spool.open("r+b") as file:
-            file.seek(spool.stat().st_size // 2)
-            file.write(os.urandom(4096))
+        damage_in_the_middle_of_a_row(spool)
         fill(ballast)
+        os.truncate(ballast, ballast.stat().st_size - ROOM_TO_OPEN_BYTES)
         with running(gateway):
             gateway.wait_for_event("spool_unreadable")
             assert not list(spool.parent.glob("*.damaged"))
@@ -334,3 +347,21 @@ def test_a_damaged_spool_waits_for_room_to_be_saved(tmp_path: Path) -> None:
             wait_for(lambda: all_delivered(gateway), DELIVERED_S, "the spool is empty")
         lost = len(fleet.acknowledged) + len(later.acknowledged) - len(gateway.output_events())
         assert 0 <= lost <= 2 * BATCH_MESSAGES_MAX
+
+
+def test_a_disk_that_is_full_at_the_start_is_not_littered(tmp_path: Path) -> None:
+    """A spool is wanted again and again, and cannot be opened: none of the tries leaves a file."""
+    gateway = spooled_gateway(tmp_path / "g")
+    (device,) = devices(gateway, 1)
+    folder = tmp_path / "g" / "data" / "spool"
+    with needed_small_disk(folder, 1 << 20) as ballast:
+        fill(ballast)
+        with running(gateway):
+            gateway.wait_for_event("spool_unusable")
+            time.sleep(3)
+            assert not list((folder / "readings").glob("*.db"))
+            assert len(gateway.events("spool_unusable")) <= 4
+            ballast.unlink()
+            with Fleet(lambda: port_of(gateway), [device]) as fleet:
+                fleet.wait_for_acknowledged(10)
+        assert set(fleet.errors) <= {"unavailable"}

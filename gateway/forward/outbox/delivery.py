@@ -26,6 +26,7 @@ from gateway.forward.outbox.outbox import Outbox, OutboxLimits
 from gateway.forward.outbox.store import DeadLetter
 from gateway.forward.settings import SpoolSettings
 from gateway.forward.window import Window
+from gateway.token_bucket import TokenBucket
 from gateway.wire.framing import Reason
 
 __all__ = ["SpooledDelivery"]
@@ -76,6 +77,7 @@ class SpooledDelivery:
         self._early: list[tuple[Message, Answer]] | None = []
         self._held: list[Callable[[], None]] = []
         self._unusable: dict[str, float] = {}
+        self._unusable_said = TokenBucket(0.1, 3, asyncio.get_running_loop().time())
         self._deliverers: list[Deliverer] = []
         self._tasks: dict[Deliverer, asyncio.Task[None]] = {}
         self._running: asyncio.Task[None] | None = None
@@ -186,7 +188,7 @@ class SpooledDelivery:
         try:
             claim = await asyncio.to_thread(self._folder.take, self._passed_over())
         except OSError as exc:
-            log.error("spool_unusable", folder=str(self._folder.path), reason=exc.strerror)
+            self._say_unusable(exc.strerror)
         else:
             self._own = await self._add(claim)
         early, self._early = self._early, None
@@ -206,9 +208,12 @@ class SpooledDelivery:
                 task.cancel()
                 await asyncio.wait([task])
                 await self._remove(outbox)
-        while (claim := await asyncio.to_thread(self._ownerless, self._passed_over())) is not None:
-            log.info("spool_adopted", spool=claim.database.name)
-            await self._add(claim)
+        try:
+            while (claim := await asyncio.to_thread(self._folder.ownerless, self._passed_over())) is not None:
+                log.info("spool_adopted", spool=claim.database.name)
+                await self._add(claim)
+        except OSError as exc:
+            self._say_unusable(exc.strerror)
 
     async def _remove(self, outbox: Outbox) -> None:
         """Close an adopted spool that is empty, and delete it; where the disk lets nobody, leave it for later."""
@@ -220,21 +225,20 @@ class SpooledDelivery:
             log.info("spool_done", spool=outbox.name)
 
     def _leave_alone(self, database: Path, reason: str | None) -> None:
-        log.error("spool_unusable", folder=str(self._folder.path), spool=database.name, reason=reason)
+        self._say_unusable(reason, spool=database.name)
         self._unusable[database.stem] = asyncio.get_running_loop().time() + UNUSABLE_S
+
+    def _say_unusable(self, reason: str | None, **which: str) -> None:
+        """A few times, and then once in a while: a full disk shows at every try."""
+        if self._unusable_said.has(1, asyncio.get_running_loop().time()):
+            self._unusable_said.take(1)
+            log.error("spool_unusable", folder=str(self._folder.path), **which, reason=reason)
 
     def _passed_over(self) -> set[str]:
         """Names of spools that could not be opened, and are left alone for a while."""
         now = asyncio.get_running_loop().time()
         self._unusable = {name: until for name, until in self._unusable.items() if until > now}
         return set(self._unusable)
-
-    def _ownerless(self, passing_over: set[str]) -> Claim | None:
-        try:
-            return self._folder.ownerless(passing_over)
-        except OSError as exc:
-            log.error("spool_unusable", folder=str(self._folder.path), reason=exc.strerror)
-            return None
 
     async def _add(self, claim: Claim) -> Outbox | None:
         outbox = Outbox(claim, self._settings, self._limits, self._window, on_commit=self._on_commit)

@@ -6,6 +6,7 @@ a file of its own because SQLite keeps POSIX locks on the database, and closing 
 A spool is removed under its lock, so whoever gets a lock looks whether the name still means that file.
 """
 
+import contextlib
 import fcntl
 import os
 import time
@@ -27,6 +28,8 @@ class Claim:
     def __init__(self, database: Path, lock_fd: int) -> None:
         self.database: Final = database
         self.name: Final = database.stem
+        self.is_new = False
+        """Whether it was made by who has claimed it."""
         self._lock_fd: int | None = lock_fd
 
     def release(self) -> None:
@@ -43,6 +46,13 @@ class Claim:
             self.database.with_suffix(".lock").unlink(missing_ok=True)
         finally:
             self.release()
+
+    def give_up(self) -> None:
+        """It cannot be opened. One that was made for that is deleted, as a full disk would see many; another is left."""
+        with contextlib.suppress(OSError):
+            if self.is_new:
+                self.remove()
+        self.release()
 
 
 class SpoolFolder:
@@ -77,6 +87,7 @@ class SpoolFolder:
             os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             claim = _claim(lock)
             if claim is not None:  # else another process saw it without an owner, and was faster
+                claim.is_new = True
                 sync_folder(self.path)
                 return claim
 

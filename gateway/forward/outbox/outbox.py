@@ -156,7 +156,7 @@ class Outbox:
                 summary = await self._recover(exc)
         except BaseException:
             self._thread.shutdown(wait=False)
-            self._claim.release()
+            self._claim.give_up()
             raise
         self._contents.reset(summary)
         self._queue.is_behind = summary.messages > 0
