@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from bench.cases.handshake import MANY_LINES
+from bench.cases.pump import PUMP
 from bench.messages import SUBSCRIBED
 from bench.node import GATEWAY
 from bench.peers import MOSQUITTO, STUNNEL
@@ -41,6 +42,15 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "clients",
         ("cpu_us",),
         (MOSQUITTO, MANY_LINES),
+    ),
+    "pump": Section(
+        "A handshake without a gateway",
+        "How near to Mosquitto anything can come that stands on pyOpenSSL and this event loop: bench/pump.py takes the gateway's own parts for "
+        "sockets and TLS and the key of every identity from a hash. It has no scan of the hello, look-up, limits, deadlines, metrics, log, routes "
+        "nor sessions. The gateway is as above, with a registry of 10,000.",
+        "clients",
+        ("cpu_us",),
+        (MOSQUITTO,),
     ),
     "stream": Section(
         "Through a stream route, beside stunnel",
@@ -129,4 +139,10 @@ SECTIONS: Final[Mapping[str, Section]] = {
     ),
 }
 
-SERVER_COLOURS: Final = {GATEWAY: "#1f5fa8", MOSQUITTO: "#d98c1f", MANY_LINES: "#a8541f", STUNNEL: "#3d8f52"}
+SERVER_COLOURS: Final = {
+    GATEWAY: "#1f5fa8",
+    MOSQUITTO: "#d98c1f",
+    MANY_LINES: "#a8541f",
+    PUMP: "#7a5ea8",
+    STUNNEL: "#3d8f52",
+}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bench import imports, messages
-from bench.cases import changes, growth, handshake, memory, stream
+from bench.cases import changes, growth, handshake, memory, pump, stream
 from bench.suite import Suite
 
 __all__ = ["CASES", "Case"]
@@ -21,6 +21,7 @@ class Case:
 
 CASES: Mapping[str, Case] = {
     "handshake": Case(handshake.run),
+    "pump": Case(pump.run, rounds=15, quick_rounds=1),
     "stream": Case(stream.run),
     "memory": Case(memory.run, rounds=3, quick_rounds=1),
     "messages": Case(messages.run),
