@@ -327,5 +327,7 @@ def test_a_delivered_command_is_not_forgotten_with_its_follower(tmp_path: Path) 
         for file in aside.iterdir():
             file.rename(gateway.directory / file.name)
         wait_for(
-            lambda: json.loads(gateway.ctl("list-commands", "--json").stdout) == [], what="it waits no longer"
+            lambda: json.loads(gateway.ctl("list-commands", "--json").stdout) == [],
+            30,  # the new follower may just have begun to wait for a registry that is away
+            "it waits no longer",
         )

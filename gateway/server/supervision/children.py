@@ -215,9 +215,9 @@ class Child:
             self._process.kill()
 
     @property
-    def is_connected(self) -> bool:
-        """Whether there is a process that can be told something."""
-        return self._channel is not None
+    def takes_reports(self) -> bool:
+        """Whether there is a process, and one that stays: what another is told late would end with it."""
+        return self._channel is not None and not self._stop.is_set()
 
     def notify(self, message: Message) -> None:
         """Tell the process something, if there is one."""

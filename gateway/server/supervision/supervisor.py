@@ -274,7 +274,7 @@ class Supervisor:
             self._metrics.restarts.labels("follower").inc()
 
     def _tell_follower(self, message: Message) -> None:
-        if self._follower.is_connected:
+        if self._follower.takes_reports:
             self._follower.notify(message)
         else:
             self._unsent.append(message)
