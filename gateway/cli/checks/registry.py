@@ -32,9 +32,10 @@ def check_registry(settings: "GatewaySettings", found: "list[Head]") -> Iterator
         check_schema(engine)
         with read(engine) as connection:
             head = feed.head(connection)
-            credentials = feed.credential_count(connection)
+            count = feed.credential_count(connection)
         found.append(head)
-        yield Finding("registry", "ok", f"it answers, its schema fits, it has {credentials} credentials")
+        credentials = f"{count:,} credential{'' if count == 1 else 's'}"
+        yield Finding("registry", "ok", f"it answers, its schema fits, it has {credentials}")
     except RegistryMismatch as exc:
         yield Finding("registry", "error", str(exc), "run `gatewayctl migrate`, or the newer program")
         return
