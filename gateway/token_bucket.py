@@ -23,3 +23,10 @@ class TokenBucket:
     def take(self, amount: float) -> None:
         """It came."""
         self._left -= amount
+
+    def admits(self, now: float) -> bool:
+        """Take one, when it may come now."""
+        if not self.has(1, now):
+            return False
+        self.take(1)
+        return True

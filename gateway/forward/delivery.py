@@ -89,7 +89,9 @@ async def _deliver(sink: Sink, batch: Sequence[Message], timeout_s: float | None
         raise
     except TimeoutError as exc:
         raise BackendUnavailable(f"no confirmation within delivery_timeout_s = {timeout_s} s") from exc
-    except Exception as exc:
+    except (
+        Exception
+    ) as exc:  # the boundary to libraries of others: what they raise is an outage, and no end of the route
         log.error("backend_fault", exc_info=exc)
         raise BackendUnavailable(f"fault in the backend's client: {type(exc).__name__}") from exc
 

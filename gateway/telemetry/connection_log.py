@@ -84,8 +84,7 @@ class ConnectionLog:
         if not is_wanted:
             self._left_out[outcome] += 1
             return False
-        if self._lines.has(1, self._now()):
-            self._lines.take(1)
+        if self._lines.admits(self._now()):
             return True
         self._left_out[outcome] += 1
         return False

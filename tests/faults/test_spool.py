@@ -358,7 +358,7 @@ def test_a_disk_that_is_full_at_the_start_is_not_littered(tmp_path: Path) -> Non
         fill(ballast)
         with running(gateway):
             gateway.wait_for_event("spool_unusable")
-            time.sleep(3)
+            time.sleep(3)  # six more tries
             assert not list((folder / "readings").glob("*.db"))
             assert len(gateway.events("spool_unusable")) <= 4
             ballast.unlink()

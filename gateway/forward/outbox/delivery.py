@@ -230,8 +230,7 @@ class SpooledDelivery:
 
     def _say_unusable(self, reason: str | None, **which: str) -> None:
         """A few times, and then once in a while: a full disk shows at every try."""
-        if self._unusable_said.has(1, asyncio.get_running_loop().time()):
-            self._unusable_said.take(1)
+        if self._unusable_said.admits(asyncio.get_running_loop().time()):
             log.error("spool_unusable", folder=str(self._folder.path), **which, reason=reason)
 
     def _passed_over(self) -> set[str]:

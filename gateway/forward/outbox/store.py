@@ -395,7 +395,7 @@ def _salvage(path: Path) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 def _rename(path: Path, to: Path) -> None:
-    """A database with what is not in its own file yet."""
+    """Move a database, and what of it is still in its WAL."""
     for side in ("", "-wal"):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + side).rename(to.with_name(to.name + side))

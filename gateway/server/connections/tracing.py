@@ -79,8 +79,7 @@ class _Tracer:
 
     def admits(self, now: float) -> bool:
         """Whether one more connection is followed; if not, that is counted."""
-        if self._connections.has(1, now):
-            self._connections.take(1)
+        if self._connections.admits(now):
             return True
         self._left_out += 1
         return False

@@ -490,7 +490,7 @@ def test_a_spool_that_cannot_be_removed_is_left_alone(
             scene.submit(two, 2)
             await until(lambda: len(scene.answers) == 2)
         scene.backend.away = False
-        monkeypatch.setattr("gateway.forward.outbox.folder._SIDE_FILES", ("x" * 300,))  # ENAMETOOLONG
+        monkeypatch.setattr("gateway.forward.outbox.folder._SIDE_FILES", ("x" * 300,))  # a real ENAMETOOLONG
         async with scene.delivery() as delivery:
             await until(lambda: len(scene.backend.arrived) == 2)
             await until(lambda: delivery._unusable)

@@ -17,7 +17,7 @@ from gateway.telemetry.metrics import SupervisorMetrics
 
 def test_an_upgrade_is_not_lost_behind_reloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of each kind one waits, while another one is being done."""
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)  # the tests themselves may run under a service manager
     registry = CollectorRegistry()
     program = Program(run=("gone",), check=("false",), code=tmp_path, stamp=stamp(tmp_path))
 
@@ -34,7 +34,7 @@ def test_an_upgrade_is_not_lost_behind_reloads(tmp_path: Path, monkeypatch: pyte
         changes = Changes(
             program,
             load=lambda: None,  # type: ignore[arg-type,return-value]  # handed on to `apply` as it is
-            settings=lambda: SimpleNamespace(data_dir=tmp_path),  # type: ignore[arg-type,return-value]
+            settings=lambda: SimpleNamespace(data_dir=tmp_path),  # type: ignore[arg-type,return-value]  # all that is read of them
             apply=apply,
             replace=replace,
             status=lambda: "",
@@ -50,7 +50,7 @@ def test_an_upgrade_is_not_lost_behind_reloads(tmp_path: Path, monkeypatch: pyte
         async with asyncio.timeout(10):
             while not _count("pskgw_upgrades_total", outcome="refused"):  # noqa: ASYNC110 - within the deadline above
                 await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # in which a second upgrade would be done, if one were waiting
         running.cancel()
 
     def _count(name: str, **labels: str) -> float:
