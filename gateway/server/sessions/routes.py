@@ -128,9 +128,7 @@ class MqttRoute(StreamRoute):
         metrics = around.metrics
         self._password = None if route.mqtt_password is None else route.mqtt_password.get_secret_value()
         self.connect_received = metrics.messages_received.labels(route.name).inc
-        self._rejected = {
-            reason: metrics.messages_rejected.labels(route.name, reason.value).inc for reason in Reason
-        }
+        self._rejected = _rejections(route.name, metrics)
 
     def open_session(self, device: StreamEnd, info: DeviceInfo) -> RouteSession:
         """Wait for CONNECT, and connect to the broker then."""
@@ -199,9 +197,7 @@ class FramedRoute(LiveRoute):
         self.received = metrics.messages_received.labels(route.name).inc
         self._count_delivered = metrics.messages_delivered.labels(route.name, route.backend).inc
         self._count_reply_dropped = metrics.replies_dropped.labels(route.name).inc
-        self._rejected = {
-            reason: metrics.messages_rejected.labels(route.name, reason.value).inc for reason in Reason
-        }
+        self._rejected = _rejections(route.name, metrics)
 
     def open_session(self, device: StreamEnd, info: DeviceInfo) -> RouteSession:
         """Take the device's frames."""
@@ -417,6 +413,11 @@ class LiveRoutes:
                     advice=f'messages may wait there: configure a route {folder.name} with delivery = "spooled" until it is '
                     "empty, or remove the folder",
                 )
+
+
+def _rejections(route: str, metrics: WorkerMetrics) -> dict[Reason, Callable[[], None]]:
+    """What counts a refused message, by why it is refused."""
+    return {reason: metrics.messages_rejected.labels(route, reason.value).inc for reason in Reason}
 
 
 def _without_match(route: Route) -> Route:
