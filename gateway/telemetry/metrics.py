@@ -8,12 +8,13 @@ An owner binds the children that it needs once (`metrics.received_bytes.labels(r
 """
 
 import enum
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from gateway.telemetry.tallies import TallyCounter, TallyHistogram
 
-__all__ = ["FollowerMetrics", "Lookup", "Outcome", "SupervisorMetrics", "WorkerMetrics"]
+__all__ = ["OK", "FollowerMetrics", "Lookup", "Outcome", "SupervisorMetrics", "WorkerMetrics"]
 
 HANDSHAKE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """From a device on the same machine to one on a bad radio link, up to the default time-out."""
@@ -49,6 +50,10 @@ class Outcome(enum.StrEnum):
     PEER_CLOSED = "peer_closed"
     PROTOCOL_ERROR = "protocol_error"
     REGISTRY_STALE = "registry_stale"
+
+
+OK: Final = Outcome.OK
+"""A name of its own for the outcome that every admitted connection asks for several times, see `connections.ending`."""
 
 
 class Lookup(enum.StrEnum):

@@ -24,7 +24,7 @@ from gateway.registry.records import CommandRecord, CredentialRecord, RealmRecor
 from gateway.registry.replica import ReplicaReader
 from gateway.registry.sealing import Sealer, credential_context, realm_context, secret_context
 from gateway.server.networks import NetworkList
-from gateway.telemetry.metrics import Lookup, Outcome, WorkerMetrics
+from gateway.telemetry.metrics import OK, Lookup, Outcome, WorkerMetrics
 from gateway.tls.session import PskChoice
 from gateway.wire.client_hello import OfferedPsk
 
@@ -58,7 +58,7 @@ def refusal(record: CredentialRecord, address: str, now: float) -> Outcome:
         return Outcome.EXPIRED
     if record.networks and address not in _network_list(record.networks):
         return Outcome.ADDRESS_REFUSED
-    return Outcome.OK
+    return OK
 
 
 @functools.lru_cache(1024)
@@ -189,10 +189,10 @@ class DeviceLookup:
             if record is None:
                 continue
             outcome = self._judge(realm, record, psk, address, now)
-            if outcome is Outcome.OK:
+            if outcome is OK:
                 key = self._open(realm, record, identity)
                 if key is not None:
-                    return Resolution(identity, key, record.hash, Outcome.OK, record)
+                    return Resolution(identity, key, record.hash, OK, record)
                 outcome = Outcome.UNKNOWN_IDENTITY
             if refused is None:
                 refused = self._decoy(realm, psk, outcome)
@@ -225,9 +225,9 @@ class DeviceLookup:
         if psk.binder_length and psk.binder_length != _DIGEST_BYTES[record.hash]:
             return Outcome.UNKNOWN_IDENTITY
         outcome = refusal(record, address, now)
-        if realm.idle_days is not None and outcome is Outcome.OK and self._is_idle(realm, record):
+        if realm.idle_days is not None and outcome is OK and self._is_idle(realm, record):
             return Outcome.EXPIRED
-        if now > self._stale_at and outcome is Outcome.OK:
+        if now > self._stale_at and outcome is OK:
             return Outcome.REGISTRY_STALE
         return outcome
 
@@ -239,7 +239,7 @@ class DeviceLookup:
                     return self._decoy(realm, psk, Outcome.REGISTRY_STALE)
                 record = _provisional(realm, psk.identity)
                 key = self._open(realm, record, psk.identity)
-                return None if key is None else Resolution(psk.identity, key, record.hash, Outcome.OK, record)
+                return None if key is None else Resolution(psk.identity, key, record.hash, OK, record)
         return None
 
     @staticmethod

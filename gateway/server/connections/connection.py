@@ -31,14 +31,21 @@ from gateway.server.admission.limits import REFUSED_NETWORKS
 from gateway.server.admission.listener import Listener
 from gateway.server.admission.lookup import Resolution
 from gateway.server.connections.connection_report import ended_event, session_info
-from gateway.server.connections.ending import STOP_S, EndingConnection, Phase
+from gateway.server.connections.ending import (
+    CLOSING,
+    GONE,
+    HANDSHAKE,
+    LIVE,
+    STOP_S,
+    EndingConnection,
+)
 from gateway.server.connections.services import Services
 from gateway.server.connections.tracing import ConnectionTrace
 from gateway.server.control.messages import SessionInfo
 from gateway.server.sessions.bulk import BULK_BYTES
 from gateway.server.sessions.routes import LiveRoute
 from gateway.server.settings import ListenerSettings
-from gateway.telemetry.metrics import Outcome
+from gateway.telemetry.metrics import OK, Outcome
 from gateway.tls.contexts import RealmContexts
 from gateway.tls.openssl import TlsFailure, TlsVersion
 from gateway.tls.session import Data, Established, Event, Failed, PskChoice, ServerSession
@@ -104,7 +111,7 @@ class DeviceConnection(EndingConnection):
         self._resolution: Resolution | None = None
         self._trace: ConnectionTrace | None = None
         self._number = next(services.numbers)
-        self._outcome = Outcome.OK
+        self._outcome = OK
         self._reason = ""
         self._accepted_at = 0.0
         self.settled_at = 0.0
@@ -141,7 +148,7 @@ class DeviceConnection(EndingConnection):
             self._refuse(excess)
             transport.abort()
             return
-        self.phase = Phase.HANDSHAKE
+        self.phase = HANDSHAKE
         self._listener.connections += 1
         self._accepted_at = now
         self.deadline = now + services.handshake_timeout_s
@@ -154,20 +161,20 @@ class DeviceConnection(EndingConnection):
     def buffer_updated(self, nbytes: int) -> None:
         """Take what the device sent."""
         phase = self.phase
-        if phase is Phase.LIVE:
+        if phase is LIVE:
             self._put_off_idle()
             if nbytes > BULK_BYTES:
                 self._services.bulk.add(self._session)
-        elif phase is not Phase.HANDSHAKE:
+        elif phase is not HANDSHAKE:
             return
         for event in self._session.receive(_read_buffer[:nbytes]):
             self._handle(event)
-        if self.phase is not Phase.CLOSING:  # where everything is said, or held back
+        if self.phase is not CLOSING:  # where everything is said, or held back
             self._flush()
 
     def eof_received(self) -> bool:
         """The peer's FIN. Stay open for what still has to be said to it."""
-        if self.phase is not Phase.LIVE:
+        if self.phase is not LIVE:
             return False
         if not self._peer_finished:
             self._device_finished(orderly=False)
@@ -179,10 +186,10 @@ class DeviceConnection(EndingConnection):
         if self.session_id:
             self._services.life.closed(self)
             self._services.commands.gone(self)  # before the socket is closed: what was acknowledged?
-        phase, self.phase = self.phase, Phase.GONE
+        phase, self.phase = self.phase, GONE
         if not self._accepted_at:
             return
-        if phase is Phase.HANDSHAKE:
+        if phase is HANDSHAKE:
             self._handshake_ended(Outcome.PEER_CLOSED, "the peer closed the connection")
         services = self._services
         services.deadlines.discard(self)
@@ -249,7 +256,7 @@ class DeviceConnection(EndingConnection):
 
     def send(self, data: Bytes) -> None:
         """Encrypt and transmit."""
-        if self.phase is not Phase.LIVE or self._finished:
+        if self.phase is not LIVE or self._finished:
             return
         assert self._live_route is not None
         self.sent_bytes += len(data)
@@ -268,7 +275,7 @@ class DeviceConnection(EndingConnection):
     @property
     def is_live(self) -> bool:
         """Whether the handshake is done and nothing has ended the session."""
-        return self.phase is Phase.LIVE
+        return self.phase is LIVE
 
     @property
     def since(self) -> float:
@@ -312,19 +319,19 @@ class DeviceConnection(EndingConnection):
 
     def configuration_changed(self, services: Services) -> None:
         """A handshake ends under the configuration that is in force then; a session keeps the one it began with."""
-        if self.phase is Phase.HANDSHAKE:
+        if self.phase is HANDSHAKE:
             self._services = services
 
     def deadline_passed(self) -> None:
         """The phase took too long. The deadline is not filed any more."""
-        if self.phase is Phase.HANDSHAKE:
+        if self.phase is HANDSHAKE:
             self._handshake_ended(
                 Outcome.TIMEOUT, f"no handshake within {self._services.handshake_timeout_s:g} s"
             )
             self._abort()
         elif self._last_words:
             self._say_last_words()
-        elif self.phase is Phase.LIVE and not self._finished and self._route is not None:
+        elif self.phase is LIVE and not self._finished and self._route is not None:
             self._reason = self._reason or "timed out"
             log.info("session_timed_out", **self._names())
             self.close()
@@ -336,10 +343,10 @@ class DeviceConnection(EndingConnection):
 
         What is under way has `within_s` seconds to settle, then close_notify goes out all the same.
         """
-        if self.phase is Phase.HANDSHAKE:
+        if self.phase is HANDSHAKE:
             self._handshake_ended(Outcome.TIMEOUT, f"no handshake in time: {reason}")
             self._abort()
-        if self.phase is not Phase.LIVE:
+        if self.phase is not LIVE:
             return
         log.info("session_stopped", **self._names(), reason=reason)
         self._reason = self._reason or reason
@@ -357,7 +364,7 @@ class DeviceConnection(EndingConnection):
     def takes_commands(self) -> bool:
         """Whether it is live, on a route that has commands."""
         return (
-            self.phase is Phase.LIVE
+            self.phase is LIVE
             and not self._finished
             and self._live_route is not None
             and self._live_route.is_framed
@@ -365,7 +372,7 @@ class DeviceConnection(EndingConnection):
 
     def send_command(self, command_id: str, payload: bytes) -> int:
         """Send a command; gives the mark that `has_acknowledged` takes. Raises ControlError or LimitReached."""
-        if self.phase is not Phase.LIVE or self._finished or self._route is None:
+        if self.phase is not LIVE or self._finished or self._route is None:
             raise ControlError("the session is ending")
         self._route.send_command(command_id, payload)
         return self._transmitted
@@ -378,7 +385,7 @@ class DeviceConnection(EndingConnection):
 
     def _handle(self, event: Event) -> None:
         if type(event) is Data:
-            if self.phase is Phase.LIVE and self._route is not None:
+            if self.phase is LIVE and self._route is not None:
                 assert self._live_route is not None
                 self.received_bytes += len(event.data)
                 self._live_route.count_received_bytes(len(event.data))
@@ -387,9 +394,9 @@ class DeviceConnection(EndingConnection):
             self._established(event)
         elif type(event) is Failed:
             self._failed(event.error)
-        elif self.phase is Phase.LIVE and not self._peer_finished:
+        elif self.phase is LIVE and not self._peer_finished:
             self._device_finished(orderly=True)
-            if self.phase is Phase.LIVE:
+            if self.phase is LIVE:
                 self._close_if_both_finished()
 
     def _established(self, event: Established) -> None:
@@ -409,7 +416,7 @@ class DeviceConnection(EndingConnection):
         )
         if route is None:
             self._handshake_ended(Outcome.NO_ROUTE, "no route matches: add one, or change `match`")
-            self.phase = Phase.LIVE
+            self.phase = LIVE
             self._finished = True
             self._session.close()
             self._linger()
@@ -420,9 +427,9 @@ class DeviceConnection(EndingConnection):
         self.credential_id = record.credential_id
         self._live_route = route
         self.session_id = uuid7(wall := services.wall(), random.randbytes(8))  # noqa: S311 - tells sessions apart, guards nothing
-        self._handshake_ended(Outcome.OK, "")
+        self._handshake_ended(OK, "")
         self._listener.observe_handshake(self.settled_at - self._accepted_at)
-        self.phase = Phase.LIVE
+        self.phase = LIVE
         assert self._transport is not None
         self._transport.is_newcomer = False
         self._receiving = True
@@ -465,7 +472,7 @@ class DeviceConnection(EndingConnection):
 
     def _failed(self, error: PeerError | TlsFailure) -> None:
         """The session is over; what `output` holds is the alert."""
-        if self.phase is Phase.HANDSHAKE:
+        if self.phase is HANDSHAKE:
             penalty_s = self._handshake_ended(outcome_of(error, self._resolution), str(error))
             if penalty_s:
                 self._hold(penalty_s, is_penalty=True)
@@ -474,7 +481,7 @@ class DeviceConnection(EndingConnection):
                 left_s = self._identified_at + FAILED_AFTER_S - self._services.now()
                 self._hold(max(0.0, left_s), is_penalty=False)
                 return
-        elif self.phase is Phase.LIVE:
+        elif self.phase is LIVE:
             self._reason = self._reason or str(error)
             log.info("session_failed", **self._names(), reason=str(error))
         self._linger()
@@ -506,7 +513,7 @@ class DeviceConnection(EndingConnection):
         self.settled_at = services.now()
         if self._trace is not None:
             self._trace.settled(outcome, reason, self.settled_at - self._accepted_at)
-        if outcome is Outcome.OK:
+        if outcome is OK:
             self._listener.count_handshake(outcome, self.tls_version, self.cipher)
             if services.failures.has_any:
                 services.failures.proved(self._pair())
@@ -514,7 +521,7 @@ class DeviceConnection(EndingConnection):
             if services.is_debugging:
                 log.debug("session_started", **self._names())
             return 0.0
-        self.phase = Phase.CLOSING
+        self.phase = CLOSING
         self._outcome, self._reason = outcome, reason
         failure = services.failures.failed(self.address, self._pair(), outcome, self.settled_at)
         self._count(Outcome.RATE_LIMITED if failure.is_limited else outcome)

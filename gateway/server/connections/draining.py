@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from gateway.server.connections.deadlines import TICK_S, Deadlines
-from gateway.server.connections.ending import STOP_S, EndingConnection, Phase
+from gateway.server.connections.ending import LIVE, STOP_S, EndingConnection
 from gateway.server.connections.proxied import ProxiedConnection
 
 __all__ = ["end_all", "end_spread"]
@@ -36,14 +36,14 @@ async def end_spread(connections: Deadlines[Connection], within_s: float, reason
     last, deadline = began + _SPREAD_SHARE * within_s, began + within_s
     ended: set[Connection] = set()
     while (now := loop.time()) < last and any(True for _ in connections):
-        live = [each for each in connections if each.phase is Phase.LIVE and each not in ended]
+        live = [each for each in connections if each.phase is LIVE and each not in ended]
         due = math.ceil((len(ended) + len(live)) * (now - began) / (last - began))
         some = live[: max(0, due - len(ended))]
         _stop(some, deadline - now, reason)
         ended.update(some)
         await asyncio.sleep(_STEP_S)
     _stop(
-        (each for each in connections if each.phase is Phase.LIVE and each not in ended),
+        (each for each in connections if each.phase is LIVE and each not in ended),
         deadline - loop.time(),
         reason,
     )

@@ -13,7 +13,7 @@ from gateway.server.connections.services import Services
 from gateway.server.sessions.bulk import BULK_BYTES
 from gateway.tls.session import ServerSession
 
-__all__ = ["STOP_S", "EndingConnection", "Phase", "acknowledged_bytes"]
+__all__ = ["CLOSING", "GONE", "HANDSHAKE", "LIVE", "STOP_S", "EndingConnection", "acknowledged_bytes"]
 
 LINGER_S: Final = 2.0
 """How long a peer may take to read the end of a session before its connection is cut."""
@@ -47,6 +47,13 @@ class Phase(enum.Enum):
     GONE = enum.auto()
 
 
+HANDSHAKE: Final = Phase.HANDSHAKE
+LIVE: Final = Phase.LIVE
+CLOSING: Final = Phase.CLOSING
+GONE: Final = Phase.GONE
+"""Names of their own: Python 3.11 takes 100 ns to find a member by its class, 20 times for each connection."""
+
+
 class EndingConnection(asyncio.BufferedProtocol):
     """What a connection has in common whoever is at its end."""
 
@@ -67,7 +74,7 @@ class EndingConnection(asyncio.BufferedProtocol):
         self._finished = False
         self._stopping = False
         self._peer_finished = False
-        self.phase = Phase.GONE
+        self.phase = GONE
         self.deadline = 0.0
         self.slot = 0
 
@@ -91,7 +98,7 @@ class EndingConnection(asyncio.BufferedProtocol):
 
     def finish(self) -> None:
         """Say close_notify and end our direction."""
-        if self.phase is not Phase.LIVE or self._finished:
+        if self.phase is not LIVE or self._finished:
             return
         self._finish(is_end=False)
 
@@ -103,21 +110,21 @@ class EndingConnection(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Say close_notify, drop what comes in, and be gone within LINGER_S."""
-        if self.phase is Phase.LIVE and not self._finished:
+        if self.phase is LIVE and not self._finished:
             self._finish(is_end=True)
-        if self.phase is Phase.LIVE:
+        if self.phase is LIVE:
             self._linger()
 
     def pause_receiving(self) -> None:
         """Do not read the device."""
-        if self.phase is Phase.LIVE and self._receiving:
+        if self.phase is LIVE and self._receiving:
             self._receiving = False
             assert self._transport is not None
             self._transport.pause_reading()
 
     def resume_receiving(self) -> None:
         """Read the device again."""
-        if not self._receiving and self.phase is not Phase.GONE:
+        if not self._receiving and self.phase is not GONE:
             self._receiving = True
             assert self._transport is not None
             if not self._transport.is_closing():
@@ -125,7 +132,7 @@ class EndingConnection(asyncio.BufferedProtocol):
 
     def has_acknowledged(self, mark: int) -> bool | None:
         """Whether the device's TCP has acknowledged everything up to `mark`; None when the connection is gone."""
-        if self.phase is Phase.GONE or self._transport is None:
+        if self.phase is GONE or self._transport is None:
             return None
         try:
             return acknowledged_bytes(self._transport.get_extra_info("socket")) >= mark
@@ -146,7 +153,7 @@ class EndingConnection(asyncio.BufferedProtocol):
 
     def _close_if_both_finished(self) -> None:
         if self._finished and self._peer_finished and self._transport is not None:
-            self.phase = Phase.CLOSING if self.phase is Phase.LIVE else self.phase
+            self.phase = CLOSING if self.phase is LIVE else self.phase
             self._transport.close()
             if self._transport.get_write_buffer_size():
                 self._expect_within(LINGER_S)
@@ -154,9 +161,9 @@ class EndingConnection(asyncio.BufferedProtocol):
     def _linger(self) -> None:
         """Say the last words, then FIN, and wait for the peer's own end, LINGER_S at most."""
         self._flush(SEND_LAST)
-        if self.phase is Phase.GONE or self._transport is None:
+        if self.phase is GONE or self._transport is None:
             return
-        self.phase = Phase.CLOSING
+        self.phase = CLOSING
         if self._peer_finished:
             self._transport.close()
             return
@@ -179,7 +186,7 @@ class EndingConnection(asyncio.BufferedProtocol):
 
     def _say_last_words(self) -> None:
         """The time of an alert that was held back has come, unless its peer is gone."""
-        if self.phase is not Phase.CLOSING or not self._last_words:
+        if self.phase is not CLOSING or not self._last_words:
             return
         assert self._transport is not None
         self._transport.write(self._last_words)

@@ -13,7 +13,7 @@ from gateway.errors import PeerError
 from gateway.net.stream import Stream
 from gateway.server.admission.listener import Listener
 from gateway.server.connections.connection import DeviceConnection
-from gateway.server.connections.ending import STOP_S, Phase
+from gateway.server.connections.ending import GONE, HANDSHAKE, STOP_S
 from gateway.server.connections.services import Services
 from gateway.telemetry.metrics import Outcome
 from gateway.wire.proxy_protocol import ProxyHeader, ProxyHeaderScanner
@@ -39,7 +39,7 @@ class ProxiedConnection(asyncio.BufferedProtocol):
         self._scanner = ProxyHeaderScanner()
         self._transport: Stream | None = None
         self._address = ""
-        self.phase = Phase.GONE
+        self.phase = GONE
         self.deadline = 0.0
         self.slot = 0
 
@@ -51,7 +51,7 @@ class ProxiedConnection(asyncio.BufferedProtocol):
         if self._address not in self._listener.balancers:
             self._hand_over(None)
         elif services.limits.admit_balancer():
-            self.phase = Phase.HANDSHAKE
+            self.phase = HANDSHAKE
             self._listener.connections += 1
             self.deadline = services.now() + services.settings.proxy_header_timeout_s
             services.deadlines.add(self)
@@ -65,7 +65,7 @@ class ProxiedConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take a piece of the header, and perhaps what comes behind it."""
-        if self.phase is not Phase.HANDSHAKE:
+        if self.phase is not HANDSHAKE:
             return
         try:
             header = self._scanner.feed(_read_buffer[:nbytes])
@@ -78,7 +78,7 @@ class ProxiedConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """The balancer hung up before it said anything, as its health checks may do."""
-        if self.phase is Phase.HANDSHAKE:
+        if self.phase is HANDSHAKE:
             self._leave()
             self._failed(Outcome.PEER_CLOSED, "the balancer closed the connection before its PROXY header")
 
@@ -89,7 +89,7 @@ class ProxiedConnection(asyncio.BufferedProtocol):
 
     def stop(self, reason: str, within_s: float = STOP_S) -> None:  # noqa: ARG002 - as a connection of a device has it
         """The gateway stops."""
-        if self.phase is Phase.HANDSHAKE:
+        if self.phase is HANDSHAKE:
             self._leave()
             self._abort()
 
@@ -104,7 +104,7 @@ class ProxiedConnection(asyncio.BufferedProtocol):
 
     def _leave(self) -> None:
         """End the time without a header, either way."""
-        self.phase = Phase.GONE
+        self.phase = GONE
         self._listener.connections -= 1
         self._services.deadlines.discard(self)
         self._services.limits.release_balancer()
