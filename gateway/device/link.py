@@ -165,8 +165,8 @@ class Link(asyncio.BufferedProtocol):
         """Encrypted bytes that the socket did not take yet."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
-    def send(self, data: "bytes | bytearray | memoryview") -> None:
-        """Encrypt and transmit. Nothing happens after `finish` or when the link is gone. The buffer is not kept."""
+    def send(self, data: bytes) -> None:
+        """Encrypt and transmit. Nothing happens after `finish` or when the link is gone."""
         if not self.is_open:
             return
         assert self._session is not None
@@ -233,7 +233,7 @@ class Link(asyncio.BufferedProtocol):
         if self._session is None or self._error is not None:
             return
         try:
-            events = self._session.receive(_read_buffer[:nbytes])
+            events = self._session.receive(bytes(_read_buffer[:nbytes]))
         except DeviceError as refused:  # by the key ring
             self._fail(refused)
             return

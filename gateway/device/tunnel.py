@@ -168,7 +168,7 @@ class TunnelConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Pass bytes on to the gateway."""
         if self._link is not None:
-            self._link.send(_read_buffer[:nbytes])
+            self._link.send(bytes(_read_buffer[:nbytes]))
         else:
             self._early += _read_buffer[:nbytes]  # at most one read: it is paused
 

@@ -137,7 +137,7 @@ class FramedSession:
         """How many frames came in."""
         return self._number
 
-    def data_received(self, data: bytes) -> None:
+    def device_sent(self, data: bytes) -> None:
         """Take the frames that these bytes complete, now or when there is room for them."""
         if len(data) <= _PIECE_BYTES and not self._held and self._has_room:
             self._take(self._decoder.feed(data))

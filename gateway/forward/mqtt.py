@@ -90,10 +90,10 @@ class MqttSession:
 
     # From the device
 
-    def data_received(self, data: bytes) -> None:
+    def device_sent(self, data: bytes) -> None:
         """Pass bytes on, once the CONNECT is through."""
         if self._relay is not None:
-            self._relay.data_received(data)
+            self._relay.device_sent(data)
         elif not self._over:
             self._read_connect(data)
 
@@ -154,9 +154,9 @@ class MqttSession:
         rest, self._scanner = self._scanner.rest, None
         self._device.opened()
         self._relay = relay = Relay(self._device, self)
-        relay.data_received(rewritten)
+        relay.device_sent(rewritten)
         if rest:
-            relay.data_received(rest)
+            relay.device_sent(rest)
         self._begin(relay)
 
     def _rewrite(self, connect: Connect) -> bytes:

@@ -12,17 +12,11 @@ from typing import Any, Final, Protocol, cast
 from gateway.errors import BackendUnavailable, ControlError
 from gateway.forward.session import DeviceEnd
 from gateway.net.poller import Poller
-from gateway.net.stream import StreamProtocol
 
 __all__ = ["Relay", "StreamBackend"]
 
 _BUFFER_BYTES = 64 * 1024
 """What may wait for the service before the device is not read any more; the transport adds one read at the most."""
-_READ_BYTES = 64 * 1024
-
-_read_buffer = memoryview(bytearray(_READ_BYTES))
-"""One for all relays of the process: the bytes are encrypted before the event loop reads again."""
-
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 """Runs a coroutine as a task that the worker owns."""
@@ -38,11 +32,11 @@ class StreamBackend(Protocol):
     """A backend that a stream can be connected to."""
 
     def begin(
-        self, poller: Poller, protocol: StreamProtocol, done: Callable[[OSError | None], None]
+        self, poller: Poller, protocol: asyncio.Protocol, done: Callable[[OSError | None], None]
     ) -> Cancellable | None:
         """Connect `protocol` without a task, and call `done`; None where that cannot be, and `connect` has to."""
 
-    async def connect(self, protocol: asyncio.BaseProtocol) -> None:
+    async def connect(self, poller: Poller, protocol: asyncio.Protocol) -> None:
         """Connect `protocol`, or raise BackendUnavailable."""
 
 
@@ -56,7 +50,7 @@ class RelayLog(Protocol):
         """It did not."""
 
 
-class Relay(asyncio.BufferedProtocol):
+class Relay(asyncio.Protocol):
     """One session: a `RouteSession` towards the device, a protocol towards the service.
 
     `begin` is called once; until it is connected the device is not read.
@@ -93,16 +87,16 @@ class Relay(asyncio.BufferedProtocol):
             if error is None:
                 self._log.backend_connected(poller.loop.time() - started)
             else:
-                self.connecting = spawn(self.connect(backend))
+                self.connecting = spawn(self.connect(backend, poller))
 
-        self.connecting = backend.begin(poller, self, done) or spawn(self.connect(backend))
+        self.connecting = backend.begin(poller, self, done) or spawn(self.connect(backend, poller))
 
-    async def connect(self, backend: StreamBackend) -> None:
+    async def connect(self, backend: StreamBackend, poller: Poller) -> None:
         """Connect to the service, or close the session in an orderly way."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            await backend.connect(self)
+            await backend.connect(poller, self)
         except BackendUnavailable as exc:
             self._log.backend_failed(loop.time() - started, exc)
             self._device.close()
@@ -111,7 +105,7 @@ class Relay(asyncio.BufferedProtocol):
 
     # From the device
 
-    def data_received(self, data: bytes) -> None:
+    def device_sent(self, data: bytes) -> None:
         """Pass bytes on to the service."""
         if self._service is None:
             self._waiting.append(data)  # at most what one read of the device brought: it is paused
@@ -173,13 +167,9 @@ class Relay(asyncio.BufferedProtocol):
             self._end_service_input(transport)
         self._device.resume_receiving()
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Where the service's bytes go."""
-        return _read_buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         """Pass bytes on to the device."""
-        self._device.send(_read_buffer[:nbytes])
+        self._device.send(data)
 
     def eof_received(self) -> bool:
         """The service ended its side; the device's direction goes on until it ends, too."""

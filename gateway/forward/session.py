@@ -6,9 +6,7 @@ import msgspec
 
 from gateway.net.poller import Poller
 
-__all__ = ["Bytes", "DeviceEnd", "DeviceInfo", "RouteSession", "StreamEnd"]
-
-Bytes = bytes | bytearray | memoryview
+__all__ = ["DeviceEnd", "DeviceInfo", "RouteSession", "StreamEnd"]
 
 
 class DeviceInfo(msgspec.Struct, frozen=True):
@@ -29,7 +27,7 @@ class DeviceInfo(msgspec.Struct, frozen=True):
 class DeviceEnd(Protocol):
     """The device's side of a session, as its route sees it."""
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Send bytes to the device, encrypted; nothing happens after `finish` or when it is gone. Not kept."""
 
     def finish(self) -> None:
@@ -63,7 +61,7 @@ class RouteSession(Protocol):
     def messages(self) -> int | None:
         """How many messages came in, those that were refused too; None on a route that carries bytes."""
 
-    def data_received(self, data: bytes) -> None:
+    def device_sent(self, data: bytes) -> None:
         """Decrypted bytes from the device."""
 
     def device_finished(self, *, orderly: bool) -> None:

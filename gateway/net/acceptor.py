@@ -1,5 +1,6 @@
 """A listening socket: accepts what has come, and makes a stream of each."""
 
+import asyncio
 import select
 import socket
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Final
 import structlog
 
 from gateway.net.poller import Poller
-from gateway.net.stream import Stream, StreamProtocol
+from gateway.net.stream import Stream
 
 __all__ = ["Acceptor"]
 
@@ -27,7 +28,7 @@ class Acceptor:
     """Those that wait are let in beside the sessions, up to a bound: most of a flood is cheap to serve once it gave up."""
 
     def __init__(
-        self, poller: Poller, sock: socket.socket, backlog: int, make: Callable[[], StreamProtocol]
+        self, poller: Poller, sock: socket.socket, backlog: int, make: Callable[[], asyncio.Protocol]
     ) -> None:
         self._poller = poller
         self._sock = sock

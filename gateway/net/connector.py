@@ -1,5 +1,6 @@
 """Connections that the gateway opens, without a task for each."""
 
+import asyncio
 import errno
 import os
 import select
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gateway.net.poller import EDGES, Poller
-from gateway.net.stream import Stream, StreamProtocol
+from gateway.net.stream import Stream
 
 __all__ = ["USER_TIMEOUT_MS", "Attempts", "Connecting"]
 
@@ -33,7 +34,7 @@ class Connecting:
         poller: Poller,
         family: int,
         address: Any,
-        protocol: StreamProtocol,
+        protocol: asyncio.Protocol,
         done: "Callable[[Connecting, OSError | None], None]",
         *,
         first: bytes = b"",
@@ -101,7 +102,7 @@ class Attempts:
         self,
         poller: Poller,
         address: tuple[int, Any],
-        protocol: StreamProtocol,
+        protocol: asyncio.Protocol,
         done: Callable[[OSError | None], None],
         first: bytes = b"",
     ) -> Connecting | None:

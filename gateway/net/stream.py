@@ -1,21 +1,21 @@
 """A connected TCP socket as a transport of asyncio, on a `Poller` in the place of the event loop.
 
 It does what the event loops' own transports do and these protocols need, with half the system calls and objects: bytes
-are read into one buffer of the protocol, written at once, and kept only when the kernel takes no more.
+are written at once, and kept only when the kernel takes no more.
 
-Reading is edge-triggered: an event says that something came since the last one. A read that fills less than the buffer has
-emptied the socket; one that fills it is followed by another in the next turn, and so is one behind which the peer has
+Reading is edge-triggered: an event says that something came since the last one. A read that brings less than READ_BYTES has
+emptied the socket; one that brings as much is followed by another in the next turn, and so is one behind which the peer has
 ended its side, whose end is to be seen too. A paused stream remembers that there was an event.
 """
 
 import asyncio
 import select
 import socket
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from gateway.net.poller import EDGES, Poller
 
-__all__ = ["BUFFERED_BYTES_MAX", "SEND", "SEND_LAST", "Stream", "StreamProtocol"]
+__all__ = ["BUFFERED_BYTES_MAX", "READ_BYTES", "SEND", "SEND_LAST", "Stream"]
 
 _WRITABLE: Final = EDGES | select.EPOLLOUT
 _READS: Final = ~select.EPOLLOUT
@@ -24,20 +24,10 @@ _ENDED: Final = select.EPOLLIN | select.EPOLLRDHUP
 _DONT_WAIT: Final = socket.MSG_DONTWAIT
 SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 SEND_LAST: Final = SEND | socket.MSG_MORE
+READ_BYTES: Final = 64 * 1024
+"""One read, at the most: four full records."""
 BUFFERED_BYTES_MAX: Final = 64 * 1024
 """What may wait for a slow reader before its protocol is told to pause."""
-
-
-class StreamProtocol(Protocol):
-    """A protocol as `asyncio.BufferedProtocol` has it, whose buffer is asked for once."""
-
-    def connection_made(self, transport: Any) -> None: ...
-    def get_buffer(self, sizehint: int) -> memoryview: ...
-    def buffer_updated(self, nbytes: int) -> None: ...
-    def eof_received(self) -> bool | None: ...
-    def connection_lost(self, exc: Exception | None) -> None: ...
-    def pause_writing(self) -> None: ...
-    def resume_writing(self) -> None: ...
 
 
 class Stream(asyncio.Transport):
@@ -47,21 +37,22 @@ class Stream(asyncio.Transport):
     """
 
     __slots__ = (
-        "_buffer", "_descriptor", "_error", "_finishing", "_high", "_is_closing", "_is_ended", "_is_lost", "_is_paused",
+        "_descriptor", "_error", "_finishing", "_high", "_is_closing", "_is_ended", "_is_lost", "_is_paused",
         "_is_readable", "_is_writing_paused", "_protocol", "_rest", "_sock", "is_newcomer", "peer", "poller",
     )  # fmt: skip
 
-    def __init__(self, poller: Poller, sock: socket.SocketType, peer: Any, protocol: StreamProtocol) -> None:
+    def __init__(
+        self, poller: Poller, sock: socket.SocketType, peer: Any, protocol: asyncio.Protocol
+    ) -> None:
         self.poller = poller
         self._sock = sock
         self._descriptor = sock.fileno()
         self._protocol = protocol
-        self._buffer = protocol.get_buffer(-1)
         self._rest: bytearray | None = None  # what the kernel did not take yet
         self._high = BUFFERED_BYTES_MAX
         self._error: Exception | None = None
         self._is_paused = False
-        self._is_readable = False  # there was an event while paused, or there is more than a buffer
+        self._is_readable = False  # there was an event while paused, or there is more than one read
         self._is_writing_paused = False
         self._finishing = False  # FIN goes out behind the rest
         self._is_ended = False  # the peer's FIN was seen
@@ -94,19 +85,18 @@ class Stream(asyncio.Transport):
                 return
             if self._is_closing or self._is_ended:
                 return
-            buffer = self._buffer
             try:
-                size = self._sock.recv_into(buffer, 0, _DONT_WAIT)
+                data = self._sock.recv(READ_BYTES, _DONT_WAIT)
             except BlockingIOError:
                 return
             except OSError as exc:
                 self._lose(exc)
                 return
-            if not size:
+            if not data:
                 self._ended()
                 return
-            self._protocol.buffer_updated(size)
-            if (events & _ENDS or size == len(buffer)) and not self._is_closing:
+            self._protocol.data_received(data)
+            if (events & _ENDS or len(data) == READ_BYTES) and not self._is_closing:
                 self._is_readable = True
                 if not self._is_paused:
                     self.poller.put_off(self._read_on)
@@ -148,12 +138,9 @@ class Stream(asyncio.Transport):
 
     # asyncio.Transport
 
-    def set_protocol(self, protocol: StreamProtocol) -> None:  # type: ignore[override]  # asyncio has a wider type
+    def set_protocol(self, protocol: asyncio.Protocol) -> None:  # type: ignore[override]  # asyncio has a wider type
         """Let another protocol have what comes from now on; `connection_made` of it is the caller's to call."""
         self._protocol = protocol
-        self._buffer = protocol.get_buffer(-1)
-        self._is_readable = True  # by the size of the new buffer nobody can tell whether the socket is empty
-        self.poller.put_off(self._read_on)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send now, or keep what the kernel does not take."""

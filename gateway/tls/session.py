@@ -109,7 +109,7 @@ class _Session:
         """Whether the handshake is complete and nothing has ended the session."""
         return self._open and not self._over
 
-    def send(self, data: "bytes | bytearray | memoryview") -> None:
+    def send(self, data: bytes) -> None:
         """Encrypt `data` for the peer. Only while open and before `close`."""
         assert self._engine is not None
         assert self._open
@@ -196,8 +196,8 @@ class ServerSession(_Session):
         self.watch: Watch | None = None
         """Who traces it; to be set while the policy gives contexts, which must be watched ones then."""
 
-    def receive(self, data: "bytes | bytearray | memoryview") -> Sequence[Event]:
-        """Take bytes from the network. The buffer is not kept."""
+    def receive(self, data: bytes) -> Sequence[Event]:
+        """Take bytes from the network."""
         if self._over:
             return _NOTHING
         engine = self._engine
@@ -208,7 +208,7 @@ class ServerSession(_Session):
             return self._progress(engine)
         events: list[Event] = []
         for start in range(0, len(data), _FEED_BYTES):
-            events += self.receive(memoryview(data)[start : start + _FEED_BYTES])
+            events += self.receive(data[start : start + _FEED_BYTES])
         return events
 
     def output(self) -> bytes:
@@ -218,7 +218,7 @@ class ServerSession(_Session):
         alert, self._alert = self._alert, b""
         return alert
 
-    def _scan(self, data: "bytes | bytearray | memoryview") -> Sequence[Event]:
+    def _scan(self, data: bytes) -> Sequence[Event]:
         """Wait for the whole hello, decide on it, and only then make the SSL object."""
         scanner = self._scanner
         try:
@@ -301,14 +301,13 @@ class ClientSession(_Session):
         self._engine = context.engine(keys, server_name)
         self._engine.handshake()
 
-    def receive(self, data: "bytes | bytearray | memoryview") -> Sequence[Event]:
-        """Take bytes from the network. The buffer is not kept."""
+    def receive(self, data: bytes) -> Sequence[Event]:
+        """Take bytes from the network."""
         if self._over or self._engine is None:
             return _NOTHING
         events: list[Event] = []
-        view = memoryview(data)
-        for start in range(0, len(view), _FEED_BYTES):
-            self._engine.feed(view[start : start + _FEED_BYTES])
+        for start in range(0, len(data), _FEED_BYTES):
+            self._engine.feed(data[start : start + _FEED_BYTES])
             events += self._progress(self._engine)
         return events
 

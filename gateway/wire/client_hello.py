@@ -100,7 +100,7 @@ class HelloScanner:
         """Everything that was fed, what came after the hello too."""
         return bytes(self._wire)
 
-    def feed(self, data: bytes | bytearray | memoryview) -> ClientHello | None:
+    def feed(self, data: bytes) -> ClientHello | None:
         """Take the next bytes of the peer; the hello once it is whole, else None. Not to be called after that.
 
         Raises PeerError: NOT_TLS, UNSUPPORTED_RECORD (another message where the hello must stand), OVERSIZED,
@@ -178,7 +178,7 @@ class HelloMemory:
     def __init__(self) -> None:
         self._hellos: dict[tuple[int, bytes], ClientHello] = {}
 
-    def read(self, data: bytes | bytearray | memoryview) -> ClientHello | None:
+    def read(self, data: bytes) -> ClientHello | None:
         """The hello when `data` is one record with one whole hello and nothing else; None: a scanner must see.
 
         Raises PeerError as a scanner would that is fed `data`.
@@ -195,10 +195,10 @@ class HelloMemory:
             or session_id_size > SESSION_ID_BYTES_MAX
         ):
             return None
-        key = (version, bytes(data[WHOLE_BYTES_MIN + session_id_size :]))
+        key = (version, data[WHOLE_BYTES_MIN + session_id_size :])
         hello = self._hellos.get(key)
         if hello is None:
-            hello = decode_client_hello(bytes(data[RECORD_HEADER_BYTES + MESSAGE_HEADER_BYTES :]))
+            hello = decode_client_hello(data[RECORD_HEADER_BYTES + MESSAGE_HEADER_BYTES :])
             if TLS_1_3 not in hello.versions and len(key[1]) <= HELLO_KEPT_BYTES_MAX:
                 if len(self._hellos) >= HELLOS_KEPT_MAX:
                     self._hellos.clear()

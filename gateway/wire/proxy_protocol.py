@@ -63,7 +63,7 @@ class ProxyHeaderScanner:
         self.rest = b""
         """What came behind the header."""
 
-    def feed(self, piece: "bytes | bytearray | memoryview") -> ProxyHeader | None:
+    def feed(self, piece: bytes) -> ProxyHeader | None:
         """The header once it is complete; feed nothing more then. Holds 64 KiB at most, beside one piece.
 
         Raises:

@@ -208,7 +208,7 @@ def test_bound_is_exact(sample: Sample, fragments: list[int], room: int) -> None
 
 def remembered(memory: HelloMemory, data: bytes) -> Verdict:
     try:
-        return memory.read(memoryview(data))
+        return memory.read(data)
     except PeerError as exc:
         return exc.args
 

@@ -25,13 +25,13 @@ def test_one_answer_each_in_order(
         if is_slow:
             play.session.pause_sending()
         if piece:
-            play.session.data_received(piece)
+            play.session.device_sent(piece)
         play.delivery.settle(count=min(settled, len(play.delivery.unsettled)))
         play.run_soon()
         if is_slow:
             play.session.resume_sending()
     if data:
-        play.session.data_received(data)
+        play.session.device_sent(data)
     play.session.device_finished(orderly=True)
     while play.delivery.unsettled:
         play.delivery.settle(count=len(play.delivery.unsettled))

@@ -40,6 +40,7 @@ async def _try_backend(name: str, backend: Any, data_dir: Path) -> str:
     from gateway.errors import BackendUnavailable
     from gateway.forward.backends import SINKS
     from gateway.forward.backends.tcp import TcpBackend, TcpSettings
+    from gateway.net.poller import Poller
 
     if backend.kind == "file":
         return _try_file(name, backend.path)
@@ -47,7 +48,10 @@ async def _try_backend(name: str, backend: Any, data_dir: Path) -> str:
         async with asyncio.timeout(BACKEND_S):
             if isinstance(backend, TcpSettings):
                 quick = backend.model_copy(update={"connect_timeout_s": min(backend.connect_timeout_s, 3.0)})
-                await TcpBackend(name, quick).connect(_Closing())
+                poller = Poller(asyncio.get_running_loop())
+                await TcpBackend(name, quick).connect(poller, _Closing())
+                await asyncio.sleep(0)  # the connection's end
+                poller.close()
                 return "the service takes connections"
             sink = SINKS[backend.kind](name, backend, "application/octet-stream", data_dir / "stdout.lock")
             try:

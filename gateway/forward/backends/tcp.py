@@ -12,7 +12,7 @@ import ipaddress
 import random
 import socket
 from collections.abc import Callable
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -22,7 +22,7 @@ from gateway.forward.session import DeviceInfo
 from gateway.net.address import address_text
 from gateway.net.connector import USER_TIMEOUT_MS, Attempts, Connecting
 from gateway.net.poller import Poller
-from gateway.net.stream import StreamProtocol
+from gateway.net.stream import READ_BYTES, Stream
 from gateway.wire.proxy_protocol import encode_proxy_header
 
 __all__ = ["TLV_DEVICE", "TLV_IDENTITY", "TLV_REALM", "TcpBackend", "TcpSettings"]
@@ -115,7 +115,7 @@ class TcpBackend:
     def begin(
         self,
         poller: Poller,
-        protocol: StreamProtocol,
+        protocol: asyncio.Protocol,
         info: DeviceInfo,
         done: Callable[[OSError | None], None],
     ) -> Connecting | None:
@@ -136,7 +136,9 @@ class TcpBackend:
         first = encode_header(info) if self._settings.proxy_protocol else b""
         return self._attempts.begin(poller, self._numeric, protocol, tried, first)
 
-    async def connect(self, protocol: asyncio.BaseProtocol, info: DeviceInfo | None = None) -> None:
+    async def connect(
+        self, poller: Poller, protocol: asyncio.Protocol, info: DeviceInfo | None = None
+    ) -> None:
         """Connect `protocol` to the service; `info` is told to it where it is asked for.
 
         Tries again with exponential back-off and jitter until `connect_timeout_s` has passed, then raises
@@ -154,7 +156,7 @@ class TcpBackend:
                 await asyncio.sleep(wait_s)
             try:
                 async with asyncio.timeout_at(give_up_at):
-                    await self._connect_once(protocol, info)
+                    await self._connect_once(poller, protocol, info)
             except TimeoutError:
                 reason = reason or "it does not answer"
             except OSError as exc:
@@ -168,22 +170,28 @@ class TcpBackend:
         where = address_text(self._host, self._port)
         raise BackendUnavailable(f"no connection to {where}: {reason or 'no time left'}")
 
-    async def _connect_once(self, protocol: asyncio.BaseProtocol, info: DeviceInfo | None) -> None:
-        loop = asyncio.get_running_loop()
+    async def _connect_once(
+        self, poller: Poller, protocol: asyncio.Protocol, info: DeviceInfo | None
+    ) -> None:
         tls = self._settings.tls_context(self.name) if self._settings.uses_tls else None
-        sock = await self._connect_socket(
+        sock, address = await self._connect_socket(
             b"" if info is None or not self._settings.proxy_protocol else encode_header(info)
         )
+        if tls is None:
+            stream = Stream(poller, sock, address, protocol)
+            stream.is_newcomer = False  # a device that has proved its key waits for it
+            stream.start()
+            return
         try:
-            await loop.create_connection(
-                lambda: protocol, sock=sock, ssl=tls, server_hostname=self._host if tls else None
+            await asyncio.get_running_loop().create_connection(
+                lambda: _InPieces(protocol), sock=sock, ssl=tls, server_hostname=self._host
             )
         except BaseException:
             sock.close()
             raise
 
-    async def _connect_socket(self, header: bytes) -> socket.socket:
-        """A connected socket on which the header, if any, was sent."""
+    async def _connect_socket(self, header: bytes) -> tuple[socket.socket, Any]:
+        """A connected socket on which the header, if any, was sent, and what it is connected to."""
         loop = asyncio.get_running_loop()
         error: OSError = ConnectionError("no address")
         for family, kind, protocol, _, address in await loop.getaddrinfo(
@@ -192,6 +200,7 @@ class TcpBackend:
             sock = socket.socket(family, kind, protocol)
             try:
                 sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
                 await loop.sock_connect(sock, address)
                 await loop.sock_sendall(sock, header)
@@ -202,7 +211,7 @@ class TcpBackend:
                 sock.close()
                 raise
             else:
-                return sock
+                return sock, address
         raise error
 
     def _failed(self, now: float) -> None:
@@ -222,14 +231,50 @@ class DeviceBackend:
         self._info = info
 
     def begin(
-        self, poller: Poller, protocol: StreamProtocol, done: Callable[[OSError | None], None]
+        self, poller: Poller, protocol: asyncio.Protocol, done: Callable[[OSError | None], None]
     ) -> Connecting | None:
         """As `TcpBackend.begin`."""
         return self._backend.begin(poller, protocol, self._info, done)
 
-    async def connect(self, protocol: asyncio.BaseProtocol) -> None:
+    async def connect(self, poller: Poller, protocol: asyncio.Protocol) -> None:
         """As `TcpBackend.connect`."""
-        await self._backend.connect(protocol, self._info)
+        await self._backend.connect(poller, protocol, self._info)
+
+
+class _InPieces(asyncio.BufferedProtocol):
+    """Gives a protocol no more at once than a `Stream` does. The event loops' TLS would give 256 KiB, in blocks that the
+    allocator takes from the kernel and gives back for each of them.
+    """
+
+    __slots__ = ("_protocol",)
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        self._protocol = protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._protocol.connection_made(transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        return _read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._protocol.data_received(bytes(_read_buffer[:nbytes]))
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+
+_read_buffer = memoryview(bytearray(READ_BYTES))
+"""One for all: the bytes are copied before the event loop reads again."""
 
 
 def _numeric_address(host: str, port: int) -> tuple[int, tuple[str, int]] | None:

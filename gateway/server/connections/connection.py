@@ -2,8 +2,7 @@
 
 Theory of operation
 -------------------
-The event loop reads into one buffer of the process and calls `buffer_updated`; the TLS session takes the bytes and gives
-events; the route takes the data; whatever all of that wants to send is flushed once, at the end. There is no task and
+The stream reads and calls `data_received`; the TLS session takes the bytes and gives events; the route takes the data; whatever all of that wants to send is flushed once, at the end. There is no task and
 no timer per connection, but for an alert that is held back. Phases:
 
     HANDSHAKE --Established--> LIVE --close()--> CLOSING --> GONE
@@ -22,7 +21,7 @@ import structlog
 
 from gateway.errors import ControlError, PeerError, PeerFault
 from gateway.forward.message import uuid7
-from gateway.forward.session import Bytes, DeviceInfo, RouteSession
+from gateway.forward.session import DeviceInfo, RouteSession
 from gateway.net.stream import Stream
 from gateway.registry.records import RealmRecord
 from gateway.server.admission.failures import Pair
@@ -52,17 +51,13 @@ from gateway.tls.session import Data, Established, Event, Failed, PskChoice, Ser
 from gateway.wire.client_hello import ClientHello, OfferedPsk
 from gateway.wire.proxy_protocol import ProxyHeader
 
-__all__ = ["READ_BYTES", "DeviceConnection"]
+__all__ = ["DeviceConnection"]
 
 log = structlog.get_logger()
 
-READ_BYTES: Final = 64 * 1024
-"""One read of the event loop: four full records."""
 FAILED_AFTER_S: Final = 0.005
 """An alert leaves so long after the identity has come: what the look-up found takes some microseconds more or less, and
 this many times more. A timer counts in milliseconds, which hides the rest."""
-_read_buffer = memoryview(bytearray(READ_BYTES))
-"""One for all connections of the process: the bytes are decrypted before the event loop reads again."""
 
 
 class DeviceConnection(EndingConnection):
@@ -154,20 +149,16 @@ class DeviceConnection(EndingConnection):
         self.deadline = now + services.handshake_timeout_s
         services.deadlines.add(self)
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Where the device's bytes go."""
-        return _read_buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         """Take what the device sent."""
         phase = self.phase
         if phase is LIVE:
             self._put_off_idle()
-            if nbytes > BULK_BYTES:
+            if len(data) > BULK_BYTES:
                 self._services.bulk.add(self._session)
         elif phase is not HANDSHAKE:
             return
-        for event in self._session.receive(_read_buffer[:nbytes]):
+        for event in self._session.receive(data):
             self._handle(event)
         if self.phase is not CLOSING:  # where everything is said, or held back
             self._flush()
@@ -254,7 +245,7 @@ class DeviceConnection(EndingConnection):
 
     # From the route: the device's end
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Encrypt and transmit."""
         if self.phase is not LIVE or self._finished:
             return
@@ -389,7 +380,7 @@ class DeviceConnection(EndingConnection):
                 assert self._live_route is not None
                 self.received_bytes += len(event.data)
                 self._live_route.count_received_bytes(len(event.data))
-                self._route.data_received(event.data)
+                self._route.device_sent(event.data)
         elif type(event) is Established:
             self._established(event)
         elif type(event) is Failed:

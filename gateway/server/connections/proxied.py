@@ -5,7 +5,7 @@ connected by itself. Before the header only the limit on all connections counts,
 """
 
 import asyncio
-from typing import Final, cast
+from typing import cast
 
 import structlog
 
@@ -22,13 +22,8 @@ __all__ = ["ProxiedConnection"]
 
 log = structlog.get_logger()
 
-_READ_BYTES: Final = 16 * 1024
-"""One read: a header and the ClientHello behind it, most often."""
-_read_buffer = memoryview(bytearray(_READ_BYTES))
-"""One for all connections of the process: what is in it is taken before the event loop reads again."""
 
-
-class ProxiedConnection(asyncio.BufferedProtocol):
+class ProxiedConnection(asyncio.Protocol):
     """A protocol for the event loop. Who is not in `proxy_protocol_from` is a device, and sends no header."""
 
     __slots__ = ("_address", "_listener", "_scanner", "_services", "_transport", "deadline", "phase", "slot")
@@ -59,16 +54,12 @@ class ProxiedConnection(asyncio.BufferedProtocol):
             self._failed(Outcome.RATE_LIMITED, "limits.connections")
             transport.abort()
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Where the bytes go."""
-        return _read_buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         """Take a piece of the header, and perhaps what comes behind it."""
         if self.phase is not HANDSHAKE:
             return
         try:
-            header = self._scanner.feed(_read_buffer[:nbytes])
+            header = self._scanner.feed(data)
         except PeerError as error:
             self._end(Outcome.PROTOCOL_ERROR, str(error))
             return
@@ -117,8 +108,7 @@ class ProxiedConnection(asyncio.BufferedProtocol):
         device.connection_made(self._transport)
         rest = self._scanner.rest
         if rest:
-            device.get_buffer(len(rest))[: len(rest)] = rest
-            device.buffer_updated(len(rest))
+            device.data_received(rest)
 
     def _failed(self, outcome: Outcome, reason: str) -> None:
         self._listener.count_handshake(outcome, "", "")

@@ -1,12 +1,12 @@
 """Where a worker accepts: its sockets of each listener, and the servers on them."""
 
+import asyncio
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from gateway.net.acceptor import Acceptor
 from gateway.net.poller import Poller
-from gateway.net.stream import StreamProtocol
 from gateway.server.admission.listener import Listener
 from gateway.server.processes.sockets import BACKLOG
 
@@ -23,7 +23,7 @@ _Place = tuple[str, str]
 class Accepting:
     """Accepts from `start` to `stop`. `factory` makes what makes the protocol of one connection."""
 
-    def __init__(self, poller: Poller, factory: Callable[[Listener], Callable[[], StreamProtocol]]) -> None:
+    def __init__(self, poller: Poller, factory: Callable[[Listener], Callable[[], asyncio.Protocol]]) -> None:
         self._poller = poller
         self._factory = factory
         self._socks: dict[_Place, list[socket.socket]] = {}

@@ -89,12 +89,12 @@ class Engine:
         self._from_ssl = lib.BIO_new(_MEMORY)
         lib.SSL_set_bio(self.ssl, self._into_ssl, self._from_ssl)  # owns both, and frees the old ones
 
-    def feed(self, data: "bytes | bytearray | memoryview") -> None:
+    def feed(self, data: bytes) -> None:
         """Give OpenSSL bytes that came from the network. Read all that they yield before feeding more."""
         size = len(data)
         if size > _BIO_BYTES_KEPT:
             self._grown = True
-        lib.BIO_write(self._into_ssl, ffi.from_buffer(data), size)
+        lib.BIO_write(self._into_ssl, data, size)
 
     def handshake(self) -> bool:
         """Go on with the handshake. True when it is complete, False when more bytes are needed.
@@ -134,15 +134,16 @@ class Engine:
         filled = lib.SSL_read(ssl, plain, SCRATCH_BYTES)
         if filled > 0:
             # A record that is taken from the memory BIO is taken whole, so an empty one has nothing more.
-            while self.has_input and filled <= SCRATCH_BYTES - RECORD_BYTES:
+            is_more = self.has_input
+            while is_more and filled <= SCRATCH_BYTES - RECORD_BYTES:
                 result = lib.SSL_read(ssl, plain + filled, SCRATCH_BYTES - filled)
                 if result <= 0:
                     # A close or an error behind the data shows again at the next call; half a record does not.
-                    self.is_more = lib.SSL_get_error(ssl, result) != _WANT_READ
+                    is_more = lib.SSL_get_error(ssl, result) != _WANT_READ
                     break
                 filled += result
-            else:
-                self.is_more = self.has_input
+                is_more = self.has_input
+            self.is_more = is_more
             data: bytes = ffi.buffer(plain, filled)[:]
             return data
         self.is_more = False
@@ -153,21 +154,18 @@ class Engine:
             return None
         raise failure()
 
-    def write(self, data: "bytes | bytearray | memoryview") -> None:
+    def write(self, data: bytes) -> None:
         """Encrypt `data` whole; the records wait in `drain`. Raises TlsFailure after a failure or a close."""
         self._to_drain = True
         size = len(data)
         if 0 < size <= self._write_bytes:
-            if lib.SSL_write(self.ssl, ffi.from_buffer(data), size) <= 0:
+            if lib.SSL_write(self.ssl, data, size) <= 0:
                 raise failure()
             return
-        view = memoryview(data)
-        while view:
-            piece = view[: self._write_bytes]
-            result = lib.SSL_write(self.ssl, ffi.from_buffer(piece), len(piece))
-            if result <= 0:
+        for start in range(0, size, self._write_bytes):
+            piece = data[start : start + self._write_bytes]
+            if lib.SSL_write(self.ssl, piece, len(piece)) <= 0:  # takes all: no partial writes
                 raise failure()
-            view = view[result:]
 
     def shutdown(self) -> None:
         """Queue close_notify; once is enough. After a fatal alert there is nothing left to say."""

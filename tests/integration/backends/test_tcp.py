@@ -14,6 +14,7 @@ import pytest
 from gateway.errors import BackendUnavailable
 from gateway.forward.backends.tcp import TcpBackend, TcpSettings
 from gateway.forward.session import DeviceInfo
+from gateway.net.poller import Poller
 from gateway.wire.proxy_protocol import encode_proxy_header
 from tests.support.servers import Certificates
 
@@ -91,8 +92,10 @@ async def service(
 async def exchange(settings: dict[str, Any]) -> bytes:
     backend = TcpBackend("b", TcpSettings.model_validate({"kind": "tcp", "connect_timeout_s": 1} | settings))
     protocol = Collector()
-    await backend.towards(INFO).connect(protocol)
+    poller = Poller(asyncio.get_running_loop())
+    await backend.towards(INFO).connect(poller, protocol)
     await asyncio.wait_for(protocol.gone.wait(), 10)
+    poller.close()
     return bytes(protocol.received)
 
 

@@ -7,7 +7,7 @@ import pytest
 from gateway.errors import ControlError, LimitReached
 from gateway.forward.framed import Answer, FramedSession
 from gateway.forward.message import Message
-from gateway.forward.session import Bytes, DeviceInfo
+from gateway.forward.session import DeviceInfo
 from gateway.wire.cloudevents import PayloadKind
 from gateway.wire.framing import Reason
 from gateway.wire.framings import FRAMINGS
@@ -25,7 +25,7 @@ class FakeDevice:
         self.closed = False
         self.receiving = True
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: bytes) -> None:
         self.sent += bytes(data)
 
     def finish(self) -> None:
@@ -133,7 +133,7 @@ class Play:
 
 def test_answers_come_in_order_and_in_one_record() -> None:
     play = Play()
-    play.session.data_received(b"one\n\xff\nthree\n")
+    play.session.device_sent(b"one\n\xff\nthree\n")
     assert play.heard() == b""
     play.delivery.settle(count=2)
     assert play.heard() == b"ok 1\nerror 2 invalid\nok 3\n"
@@ -145,7 +145,7 @@ def test_answers_come_in_order_and_in_one_record() -> None:
 
 def test_without_acknowledgement_only_errors_are_told() -> None:
     play = Play(ack=False)
-    play.session.data_received(b"one\n\xff\ntwo\n")
+    play.session.device_sent(b"one\n\xff\ntwo\n")
     play.delivery.settle(count=2)
     assert play.heard() == b"error 2 invalid\n"
 
@@ -154,14 +154,14 @@ def test_without_acknowledgement_only_errors_are_told() -> None:
 def test_answers_are_framed_as_messages_are(framing: str) -> None:
     encode = FRAMINGS[framing].encode
     play = Play(framing)
-    play.session.data_received(encode(b"one") + encode(b"x" * 1001) + encode(b"three\n"))
+    play.session.device_sent(encode(b"one") + encode(b"x" * 1001) + encode(b"three\n"))
     play.delivery.settle(count=2)
     assert play.heard() == encode(b"ok 1") + encode(b"error 2 too_long") + encode(b"ok 3")
 
 
 def test_a_frame_that_its_device_cut_off() -> None:
     play = Play("length16")
-    play.session.data_received(b"\x00\x05abc")
+    play.session.device_sent(b"\x00\x05abc")
     play.session.device_finished(orderly=True)
     assert play.heard() == FRAMINGS["length16"].encode(b"error 1 invalid")
     assert play.is_closed()
@@ -169,7 +169,7 @@ def test_a_frame_that_its_device_cut_off() -> None:
 
 def test_ids_of_the_device() -> None:
     play = Play(has_message_ids=True)
-    play.session.data_received(b"m-1 21.5\nm-2\n")
+    play.session.device_sent(b"m-1 21.5\nm-2\n")
     play.delivery.settle()
     assert play.heard() == b"ok 1\nerror 2 invalid\n"
     (message,) = play.delivery.messages
@@ -193,14 +193,14 @@ class TestReplies:
     def test_what_fits(self, framing: str, reply: bytes | None, answer: bytes) -> None:
         encode = FRAMINGS[framing].encode
         play = Play(framing)
-        play.session.data_received(encode(b"?"))
+        play.session.device_sent(encode(b"?"))
         play.delivery.settle(None, reply)
         assert play.heard() == encode(answer)
         assert play.log.dropped == (bool(reply) and answer == b"ok 1")
 
     def test_a_refused_message_has_no_reply(self) -> None:
         play = Play()
-        play.session.data_received(b"?\n")
+        play.session.device_sent(b"?\n")
         play.delivery.settle(Reason.REFUSED, b"no")
         assert play.heard() == b"error 1 refused\n"
 
@@ -208,7 +208,7 @@ class TestReplies:
 class TestCommands:
     def test_between_answers(self) -> None:
         play = Play()
-        play.session.data_received(b"one\n")
+        play.session.device_sent(b"one\n")
         play.session.send_command("c1", b"go")
         play.delivery.settle()
         assert play.heard() == b"command c1 go\nok 1\n"
@@ -229,7 +229,7 @@ class TestCommands:
 class TestBounds:
     def test_what_waits_is_bounded_however_small_the_frames(self) -> None:
         play = Play()
-        play.session.data_received(b"\n" * 100_000)
+        play.session.device_sent(b"\n" * 100_000)
         assert not play.is_read()
         assert len(play.delivery.messages) <= 256 + 4096
         taken = 0
@@ -244,8 +244,8 @@ class TestBounds:
     def test_a_full_route_pauses_its_sessions(self) -> None:
         play = Play()
         play.delivery.is_full = True
-        play.session.data_received(b"one\n")
-        play.session.data_received(b"two\n")
+        play.session.device_sent(b"one\n")
+        play.session.device_sent(b"two\n")
         assert not play.is_read()
         assert [m.payload for m in play.delivery.messages] == [b"one"]
         play.delivery.free()
@@ -255,8 +255,8 @@ class TestBounds:
     def test_a_full_route_and_the_end_of_the_device(self) -> None:
         play = Play()
         play.delivery.is_full = True
-        play.session.data_received(b"one\n")
-        play.session.data_received(b"two\nrest")
+        play.session.device_sent(b"one\n")
+        play.session.device_sent(b"two\nrest")
         play.session.device_finished(orderly=True)
         assert not play.is_closed()
         play.delivery.free()
@@ -266,7 +266,7 @@ class TestBounds:
 
     def test_of_a_device_that_is_gone_everything_is_delivered(self) -> None:
         play = Play()
-        play.session.data_received(b"x\n" * 10_000)
+        play.session.device_sent(b"x\n" * 10_000)
         play.session.device_lost()
         while play.delivery.unsettled:
             play.delivery.settle(count=len(play.delivery.unsettled))
@@ -276,9 +276,9 @@ class TestBounds:
 
 def test_stopping_refuses_and_closes_when_all_is_answered() -> None:
     play = Play()
-    play.session.data_received(b"one\n")
+    play.session.device_sent(b"one\n")
     play.session.stop()
-    play.session.data_received(b"two\n")
+    play.session.device_sent(b"two\n")
     assert not play.is_closed()
     play.delivery.settle()
     assert play.heard() == b"ok 1\nerror 2 stopping\n"

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.forward.framed import Answer, FramedSession
 from gateway.forward.message import Message
-from gateway.forward.session import Bytes, DeviceInfo
+from gateway.forward.session import DeviceInfo
 from gateway.wire.cloudevents import PayloadKind
 from gateway.wire.framing import LineDecoder, Reason
 
@@ -35,7 +35,7 @@ class Stage:
 
     # The device's end
 
-    def send(self, data: Bytes) -> None:
+    def send(self, data: bytes) -> None:
         assert not self.closed
         self.sent += bytes(data)
 
@@ -101,7 +101,7 @@ class Stage:
 
 def test_answers_come_in_order_and_refusals_do_not_overtake() -> None:
     stage = Stage()
-    stage.session.data_received(b"1\n\xff\n3\n" + b"x" * 101 + b"\n5\n")
+    stage.session.device_sent(b"1\n\xff\n3\n" + b"x" * 101 + b"\n5\n")
     stage.turn()
     assert stage.answers == []
     stage.confirm(1)
@@ -121,11 +121,11 @@ def test_the_pieces_in_which_bytes_come_make_no_difference(seed: int) -> None:
     lines = [source.choice([b"", b"a", b"b" * 100, b"c" * 200, b"\xff"]) for _ in range(2_000)]
     wire = b"\n".join(lines)
     whole, cut = Stage(), Stage()
-    whole.session.data_received(wire)
+    whole.session.device_sent(wire)
     at = 0
     while at < len(wire):
         size = source.choice([1, 50, 5_000, 50_000])
-        cut.session.data_received(wire[at : at + size])
+        cut.session.device_sent(wire[at : at + size])
         at += size
         if source.random() < 0.5:
             cut.confirm(source.randrange(300))
@@ -143,7 +143,7 @@ def test_the_pieces_in_which_bytes_come_make_no_difference(seed: int) -> None:
 def test_what_waits_is_bounded_however_much_comes_at_once(line: bytes, kind: PayloadKind) -> None:
     stage = Stage(kind=kind)
     count = 100_000
-    stage.session.data_received((line + b"\n") * count)
+    stage.session.device_sent((line + b"\n") * count)
     most = 0
     while stage.received_count < count:
         most = max(most, stage.received_count - len(stage.answers))
@@ -158,7 +158,7 @@ def test_what_waits_is_bounded_however_much_comes_at_once(line: bytes, kind: Pay
 
 def test_refusals_behind_a_message_that_waits_are_bounded_too() -> None:
     stage = Stage()
-    stage.session.data_received(b"waits\n" + b"\xff\n" * 50_000)
+    stage.session.device_sent(b"waits\n" + b"\xff\n" * 50_000)
     stage.turn()
     assert stage.received_count <= UNANSWERED_MAX
     assert not stage.reading
@@ -168,7 +168,7 @@ def test_refusals_behind_a_message_that_waits_are_bounded_too() -> None:
 
 def test_a_device_that_does_not_read_is_not_read_either() -> None:
     stage = Stage()
-    stage.session.data_received(b"\n" * 10_000)
+    stage.session.device_sent(b"\n" * 10_000)
     stage.session.pause_sending()
     stage.settle()
     assert stage.received_count <= UNANSWERED_MAX
@@ -181,7 +181,7 @@ def test_a_device_that_does_not_read_is_not_read_either() -> None:
 
 def test_what_a_lost_device_sent_is_delivered() -> None:
     stage = Stage()
-    stage.session.data_received(b"x\n" * 10_000)
+    stage.session.device_sent(b"x\n" * 10_000)
     stage.session.pause_sending()
     stage.session.device_lost()
     stage.settle()
@@ -193,7 +193,7 @@ def test_what_a_lost_device_sent_is_delivered() -> None:
 @pytest.mark.parametrize("orderly", [True, False])
 def test_the_end_waits_for_every_answer(*, orderly: bool) -> None:
     stage = Stage()
-    stage.session.data_received(b"x\n" * 10_000 + b"rest")
+    stage.session.device_sent(b"x\n" * 10_000 + b"rest")
     stage.session.device_finished(orderly=orderly)
     assert not stage.closed
     stage.settle()
@@ -204,7 +204,7 @@ def test_the_end_waits_for_every_answer(*, orderly: bool) -> None:
 def test_the_end_after_the_device_was_slow() -> None:
     stage = Stage()
     stage.session.pause_sending()
-    stage.session.data_received(b"rest that does not count")
+    stage.session.device_sent(b"rest that does not count")
     stage.session.device_finished(orderly=False)
     assert not stage.closed
     stage.session.resume_sending()
@@ -213,10 +213,10 @@ def test_the_end_after_the_device_was_slow() -> None:
 
 def test_a_stopped_session_answers_what_is_under_way_and_refuses_the_rest() -> None:
     stage = Stage()
-    stage.session.data_received(b"x\n" * 10_000)
+    stage.session.device_sent(b"x\n" * 10_000)
     under_way = stage.received_count
     stage.session.stop()
-    stage.session.data_received(b"late\n")
+    stage.session.device_sent(b"late\n")
     assert not stage.closed
     stage.settle()
     assert stage.answers == [f"ok {n}" if n <= under_way else f"error {n} stopping" for n in range(1, 10_002)]
@@ -225,7 +225,7 @@ def test_a_stopped_session_answers_what_is_under_way_and_refuses_the_rest() -> N
 
 def test_without_ack_only_errors_are_answered() -> None:
     stage = Stage(ack=False)
-    stage.session.data_received(b"1\n\xff\n3\n")
+    stage.session.device_sent(b"1\n\xff\n3\n")
     stage.settle()
     assert stage.answers == ["error 2 invalid"]
     stage.session.device_finished(orderly=True)

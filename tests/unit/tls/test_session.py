@@ -235,7 +235,7 @@ def test_data_both_ways(context: ClientContext, size: int) -> None:
     payload = bytes(itertools.islice(itertools.cycle(range(251)), size))
     client.send(payload)
     _, at_server = converse(client, server)
-    server.send(memoryview(payload))
+    server.send(payload)
     at_client, _ = converse(client, server)
     for events in (at_client, at_server):
         assert b"".join(event.data for event in events if isinstance(event, Data)) == payload
@@ -267,7 +267,7 @@ def test_a_corrupted_record_ends_the_session_with_an_alert() -> None:
     client.send(b"data")
     record = bytearray(client.output())
     record[-1] ^= 1
-    error = failure(server.receive(record))
+    error = failure(server.receive(bytes(record)))
     assert isinstance(error, TlsFailure)
     told = failure(client.receive(server.output()))
     assert isinstance(told, TlsFailure)

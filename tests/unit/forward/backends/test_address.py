@@ -11,6 +11,7 @@ from gateway.errors import BackendUnavailable
 from gateway.forward.backends import SINKS
 from gateway.forward.backends.tcp import TcpBackend, TcpSettings
 from gateway.forward.settings import BackendSettings
+from gateway.net.poller import Poller
 
 NOBODY = "[::1]:1"
 
@@ -41,6 +42,6 @@ def test_so_does_that_of_a_stream_service() -> None:
     async def test() -> None:
         backend = TcpBackend("b", TcpSettings(kind="tcp", url=f"tcp://{NOBODY}", connect_timeout_s=0.1))
         with pytest.raises(BackendUnavailable, match=r"^no connection to \[::1\]:1: "):
-            await backend.connect(asyncio.Protocol())
+            await backend.connect(Poller(asyncio.get_running_loop()), asyncio.Protocol())
 
     asyncio.run(test())
