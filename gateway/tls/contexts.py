@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 
-from gateway.tls.openssl import ServerContext, TlsVersion
+from gateway.tls.openssl import COMMON_SIGNATURES, ServerContext, TlsVersion
 from gateway.tls.profiles import DHE_PSK_SUITES, PROFILES, TLS13_SUITES, Profile, ProfileName
 
 __all__ = ["ContextStore", "RealmContexts"]
@@ -28,9 +28,22 @@ class RealmContexts:
     is_watched: bool = False
     """For connections that are traced."""
 
+    def tls12_for(self, signatures: tuple[int, ...]) -> ServerContext:
+        """For hellos that can only, or must, be answered in TLS 1.2, and name these signature algorithms."""
+        if signatures and COMMON_SIGNATURES.isdisjoint(signatures):
+            return self._tls12_for_others
+        return self.tls12
+
     @functools.cached_property
     def tls12(self) -> ServerContext:
-        """For hellos that can only, or must, be answered in TLS 1.2."""
+        """For nearly all of them."""
+        return self._new_tls12()
+
+    @functools.cached_property
+    def _tls12_for_others(self) -> ServerContext:
+        return self._new_tls12(other_signatures=True)
+
+    def _new_tls12(self, *, other_signatures: bool = False) -> ServerContext:
         return ServerContext(
             TlsVersion.TLS1_2,
             self.tls12_suites,
@@ -40,6 +53,7 @@ class RealmContexts:
             dhe=self.allow_dhe_psk,
             record_bytes_max=self.record_bytes_max,
             is_watched=self.is_watched,
+            other_signatures=other_signatures,
         )
 
     @property

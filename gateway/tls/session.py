@@ -263,7 +263,7 @@ class ServerSession(_Session):
                 return contexts.tls13(self._choice.hash_name).engine(self._chosen_key)
             if is_tls13_alone:
                 return contexts.tls13("sha256").engine(self._chosen_key)
-        return contexts.tls12.engine(self._key_of)
+        return contexts.tls12_for(hello.signatures).engine(self._key_of)
 
     def _chosen_key(self, identity: bytes) -> tuple[bytes, str] | None:
         """TLS 1.3: only the chosen identity, byte for byte, has a key; asked again after a HelloRetryRequest."""

@@ -52,6 +52,7 @@ class ClientHello(msgspec.Struct, frozen=True):
     `versions` is the supported_versions extension or, without one, the legacy_version, which stands for everything
     older too and counts as TLS 1.2 at most (RFC 8446 section 4.2.1). `server_name` is in lower case. `psks` may hold as many entries as fit
     the hello, over a thousand: whoever looks each one up sets a bound. `psk_modes` tells how the client would use them.
+    `signatures` is the signature_algorithms extension, empty without one.
     """
 
     legacy_version: int
@@ -62,6 +63,7 @@ class ClientHello(msgspec.Struct, frozen=True):
     psks: tuple[OfferedPsk, ...]
     groups: tuple[int, ...]
     psk_modes: tuple[int, ...] = ()
+    signatures: tuple[int, ...] = ()
 
     @property
     def offers_tls13(self) -> bool:
@@ -270,6 +272,7 @@ def _refuse_start(wire: bytearray) -> None:
 
 SERVER_NAME: Final = 0  # RFC 6066 section 3
 SUPPORTED_GROUPS: Final = 10  # RFC 8446 section 4.2.7
+SIGNATURE_ALGORITHMS: Final = 13  # RFC 8446 section 4.2.3, RFC 5246 section 7.4.1.4.1
 ALPN: Final = 16  # RFC 7301 section 3.1
 PRE_SHARED_KEY: Final = 41  # RFC 8446 section 4.2.11
 SUPPORTED_VERSIONS: Final = 43  # RFC 8446 section 4.2.1
@@ -302,7 +305,7 @@ def _decode(body: bytes) -> ClientHello:
     if compressions == 0:
         raise _malformed("no compression method")
     extensions = _split_extensions(body, at + 1 + compressions)
-    versions, name, alpn, psks, groups, modes = map(extensions.get, _DECODED)
+    versions, name, alpn, psks, groups, modes, signatures = map(extensions.get, _DECODED)
     return ClientHello(
         legacy_version=legacy_version,
         versions=(min(legacy_version, TLS_1_2),) if versions is None else _decode_versions(versions),
@@ -310,8 +313,9 @@ def _decode(body: bytes) -> ClientHello:
         server_name=None if name is None else _decode_server_name(name),
         alpn=() if alpn is None else _decode_alpn(alpn),
         psks=() if psks is None else _decode_psks(psks),
-        groups=() if groups is None else _decode_groups(groups),
+        groups=() if groups is None else _decode_u16_list(groups, "supported_groups"),
         psk_modes=() if modes is None else _decode_psk_modes(modes),
+        signatures=() if signatures is None else _decode_u16_list(signatures, "signature_algorithms"),
     )
 
 
@@ -353,10 +357,10 @@ def _decode_versions(data: bytes) -> tuple[int, ...]:
     return _u16_list(data, 1, data[0])
 
 
-def _decode_groups(data: bytes) -> tuple[int, ...]:
+def _decode_u16_list(data: bytes, extension: str) -> tuple[int, ...]:
     (size,) = _u16(data, 0)
     if size != len(data) - 2:
-        raise _malformed("supported_groups of the wrong length")
+        raise _malformed(f"{extension} of the wrong length")
     return _u16_list(data, 2, size)
 
 
@@ -446,5 +450,5 @@ def _decode_psks(data: bytes) -> tuple[OfferedPsk, ...]:
 
 
 _DECODED: Final = (
-    SUPPORTED_VERSIONS, SERVER_NAME, ALPN, PRE_SHARED_KEY, SUPPORTED_GROUPS, PSK_KEY_EXCHANGE_MODES,
+    SUPPORTED_VERSIONS, SERVER_NAME, ALPN, PRE_SHARED_KEY, SUPPORTED_GROUPS, PSK_KEY_EXCHANGE_MODES, SIGNATURE_ALGORITHMS,
 )  # fmt: skip

@@ -55,6 +55,20 @@ def test_versions_and_suites(fleet: Fleet, options: tuple[str, ...], expected: t
         assert peer.finish() == 0
 
 
+@pytest.mark.parametrize("suite", ["PSK-AES128-GCM-SHA256", "ECDHE-PSK-CHACHA20-POLY1305"])
+@pytest.mark.parametrize(
+    "signatures",
+    ["RSA+SHA1", "ECDSA+SHA1:RSA+SHA1:DSA+SHA1", "ed25519", "ECDSA+SHA384:RSA+SHA512", "RSA+SHA1:RSA+SHA256"],
+)
+def test_signature_algorithms_do_not_matter(fleet: Fleet, signatures: str, suite: str) -> None:
+    """Nothing is signed with a PSK: old devices that know SHA-1 alone are as welcome as others."""
+    options = ("-brief", "-tls1_2", "-cipher", f"{suite}:@SECLEVEL=0", "-sigalgs", signatures)
+    with s_client(fleet.port, fleet["meter"], *options) as peer:
+        assert agreed(peer) == ("TLSv1.2", suite)
+        fleet.arrives(peer)
+        assert peer.finish() == 0
+
+
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
 @pytest.mark.parametrize("name", ["Zähler 8 ☀", "x" * 128, "here"])
 def test_identities(fleet: Fleet, name: str, version: str) -> None:

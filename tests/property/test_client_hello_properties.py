@@ -48,7 +48,7 @@ words16 = st.integers(0, 0xFFFF)
 host_names = st.from_regex(r"[a-z0-9_.-]{1,40}", fullmatch=True)
 psks = st.builds(OfferedPsk, st.binary(min_size=1, max_size=140), st.integers(32, 255))
 other_extensions = st.dictionaries(
-    words16.filter(lambda kind: kind not in {0, 10, 16, 41, 43, 45}), st.binary(max_size=40), max_size=6
+    words16.filter(lambda kind: kind not in {0, 10, 13, 16, 41, 43, 45}), st.binary(max_size=40), max_size=6
 )
 
 
@@ -56,6 +56,7 @@ other_extensions = st.dictionaries(
 def samples(draw: st.DrawFn) -> Sample:
     versions = tuple(draw(st.lists(words16, max_size=8)))
     groups = tuple(draw(st.lists(words16, max_size=12)))
+    signatures = tuple(draw(st.lists(words16, max_size=12)))
     modes = tuple(draw(st.lists(st.integers(0, 0xFF), max_size=3)))
     alpn = tuple(draw(st.lists(st.binary(min_size=1, max_size=20), max_size=4)))
     name = draw(st.none() | host_names)
@@ -68,6 +69,8 @@ def samples(draw: st.DrawFn) -> Sample:
         extensions.append(extension(43, sized(words(versions), 1)))
     if groups:
         extensions.append(extension(10, sized(words(groups))))
+    if signatures:
+        extensions.append(extension(13, sized(words(signatures))))
     if modes:
         extensions.append(extension(45, sized(bytes(modes), 1)))
     if alpn:
@@ -103,6 +106,7 @@ def samples(draw: st.DrawFn) -> Sample:
         psks=offered,
         groups=groups,
         psk_modes=modes,
+        signatures=signatures,
     )
     return Sample(hello, body)
 

@@ -19,12 +19,13 @@ all but the identity that was chosen from the ClientHello, byte for byte; OpenSS
 HelloRetryRequest, and the same rule then keeps out identities that the first hello did not offer.
 """
 
-from gateway.tls.openssl.contexts import ClientContext, ServerContext, Trace
+from gateway.tls.openssl.contexts import COMMON_SIGNATURES, ClientContext, ServerContext, Trace
 from gateway.tls.openssl.engine import RECORD_BYTES, Engine
 from gateway.tls.openssl.library import TlsFailure, TlsVersion, library_version
 from gateway.tls.openssl.watching import Watch
 
 __all__ = [
+    "COMMON_SIGNATURES",
     "RECORD_BYTES",
     "ClientContext",
     "Engine",

@@ -17,7 +17,7 @@ from gateway.tls.openssl.engine import RECORD_BYTES, ChooseKey, Engine, FindKey
 from gateway.tls.openssl.library import TlsVersion, ffi, lib
 from gateway.tls.openssl.watching import watch_context
 
-__all__ = ["ClientContext", "ServerContext", "Trace"]
+__all__ = ["COMMON_SIGNATURES", "ClientContext", "ServerContext", "Trace"]
 
 _OPTIONS: Final = (
     SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION | SSL.OP_CIPHER_SERVER_PREFERENCE
@@ -52,6 +52,13 @@ def _use_suites(context: SSL.Context, tls12: Sequence[str], tls13: Sequence[str]
 
 _TLS12_GROUPS: Final = b"P-256:X25519:P-384:P-521:X448:ffdhe2048:ffdhe3072"
 """P-256 stands first, at 4 us more per handshake: wolfSSL before 5.7.0 offers X25519 and fails on it in ECDHE-PSK."""
+COMMON_SIGNATURES: Final = frozenset({0x0401, 0x0403, 0x0804})
+"""RSA with SHA-256 (PKCS #1 and PSS) and ECDSA with P-256 and SHA-256: nearly every client names one of them."""
+_COMMON_SIGNATURES: Final = b"RSA+SHA256:ECDSA+SHA256:RSA-PSS+SHA256"
+_OTHER_SIGNATURES: Final = (
+    b"ed25519:ed448:ECDSA+SHA384:ECDSA+SHA512:ECDSA+SHA224:ECDSA+SHA1:"
+    b"RSA-PSS+SHA384:RSA-PSS+SHA512:rsa_pss_pss_sha256:rsa_pss_pss_sha384:rsa_pss_pss_sha512:RSA+SHA384:RSA+SHA512:RSA+SHA224:RSA+SHA1:DSA+SHA256:DSA+SHA1"
+)
 _FFDHE2048: Final = b"""-----BEGIN DH PARAMETERS-----
 MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
 +8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
@@ -85,7 +92,9 @@ class ServerContext:
     accepted, best first (RFC 7301); a client whose protocols are all unknown goes on without one. `short_tags` and
     `dhe` say that `suites` has some of these kinds. `record_bytes_max` bounds the plaintext of the records sent, None is
     16384; a maximum fragment length that the client asks for (RFC 6066 section 4) OpenSSL keeps by itself. `is_watched` is for
-    connections that are traced, see `watching`.
+    connections that are traced, see `watching`. `other_signatures`: for clients of TLS 1.2 whose signature algorithms have
+    none of COMMON_SIGNATURES. No suite with a PSK signs anything, but OpenSSL goes through the lists of both sides, which takes
+    microseconds with its own long one, and refuses a client without one in common.
     """
 
     def __init__(
@@ -99,6 +108,7 @@ class ServerContext:
         dhe: bool = False,
         record_bytes_max: int | None = None,
         is_watched: bool = False,
+        other_signatures: bool = False,
     ) -> None:
         self.version = version
         self.suites = tuple(suites)
@@ -107,8 +117,14 @@ class ServerContext:
         self._context = _new_context(SSL.TLS_SERVER_METHOD, version, version)
         raw = self._context._context  # noqa: SLF001 - pyOpenSSL's documented way to extend a Context
         if version is TlsVersion.TLS1_2:
-            _use_suites(self._context, [*suites, *(["@SECLEVEL=0"] if short_tags else [])], ())
-            if lib.SSL_CTX_set1_curves_list(raw, _TLS12_GROUPS) != 1:
+            # Level 0 allows short tags and, for want of others, signatures with SHA-1.
+            is_lenient = short_tags or other_signatures
+            _use_suites(self._context, [*suites, *(["@SECLEVEL=0"] if is_lenient else [])], ())
+            signatures = _OTHER_SIGNATURES if other_signatures else _COMMON_SIGNATURES
+            if (
+                lib.SSL_CTX_set1_curves_list(raw, _TLS12_GROUPS) != 1
+                or lib.SSL_CTX_set1_sigalgs_list(raw, signatures) != 1
+            ):
                 lib.ERR_clear_error()  # a build without one of them keeps its own list
             if dhe:
                 _use_dhe(raw)

@@ -28,6 +28,7 @@ _SYMBOLS: Final = (
     "SSL_CIPHER_find",
     "SSL_CIPHER_get_name",
     "SSL_CTX_set1_curves_list",
+    "SSL_CTX_set1_sigalgs_list",
     "SSL_CTX_set_alpn_select_cb",
     "SSL_CTX_set_keylog_callback",
     "SSL_CTX_set_msg_callback",

@@ -19,6 +19,13 @@ def test_contexts_are_shared_by_hint() -> None:
     assert one.tls13("sha256") is one.tls13("sha256")
 
 
+def test_only_hellos_without_a_common_signature_get_another_context() -> None:
+    contexts = ContextStore().contexts(ProfileName.MODERN, None, ())
+    assert contexts.tls12_for(()) is contexts.tls12
+    assert contexts.tls12_for((0x0203, 0x0403)) is contexts.tls12
+    assert contexts.tls12_for((0x0203, 0x0201)) is contexts.tls12_for((0x0807,)) is not contexts.tls12
+
+
 def test_contexts_of_gone_hints_are_forgotten() -> None:
     store = ContextStore()
     kept, gone = (store.contexts(ProfileName.COMPATIBLE, hint, ()) for hint in ("kept", "gone"))

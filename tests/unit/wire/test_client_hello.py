@@ -14,7 +14,7 @@ from gateway.wire.client_hello import (
 VECTORS = Path(__file__).parent / "vectors"
 IDENTITY = OfferedPsk(b"device-1", 32)
 
-SERVER_NAME, GROUPS, ALPN, PSK, VERSIONS, PSK_MODES = 0, 10, 16, 41, 43, 45
+SERVER_NAME, GROUPS, SIGNATURES, ALPN, PSK, VERSIONS, PSK_MODES = 0, 10, 13, 16, 41, 43, 45
 
 
 def vector(name: str) -> bytes:
@@ -112,6 +112,9 @@ MALFORMED = {
     "groups empty": body((GROUPS, b"\x00\x00")),
     "groups odd": body((GROUPS, b"\x00\x01\x00")),
     "groups with bytes after": body((GROUPS, b"\x00\x02\x00\x1d\x00")),
+    "signatures empty": body((SIGNATURES, b"\x00\x00")),
+    "signatures odd": body((SIGNATURES, b"\x00\x03\x04\x03\x04")),
+    "signatures with bytes after": body((SIGNATURES, b"\x00\x02\x04\x03\x00")),
     "psk modes missing": body((PSK_MODES, b"")),
     "psk modes empty": body((PSK_MODES, b"\x00")),
     "psk modes cut": body((PSK_MODES, b"\x02\x01")),
@@ -178,6 +181,11 @@ class TestRealClients:
             "TLS_EMPTY_RENEGOTIATION_INFO_SCSV",
         ]
         assert hello.groups == (0x001D, 0x0017, 0x001E, 0x0019, 0x0018)
+
+    def test_signatures(self) -> None:
+        hello = scan(vector("gnutls-tls12-psk"))
+        assert hello is not None
+        assert hello.signatures[:4] == (0x0401, 0x0809, 0x0804, 0x0403)
 
     @pytest.mark.parametrize(
         ("name", "modes"),
