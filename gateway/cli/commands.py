@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import os
 import re
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -77,9 +78,9 @@ def send_command(
     lifetime = _parse_ttl(TTL_DEFAULT if ttl is None else ttl)
     content = _read_payload(payload, file)
 
-    from gateway.forward.message import uuid7
+    from gateway.forward.message import UUID7_RANDOM_BITS, uuid7
 
-    command_id = uuid7(time.time(), os.urandom(8))
+    command_id = uuid7(time.time(), secrets.randbits(UUID7_RANDOM_BITS))
     document: dict[str, str | None] = {"realm": realm, "device": device, "command": command_id}
     if queue:
         with open_registry(load_settings(config)) as registry:

@@ -1,10 +1,12 @@
 """One frame of a device on its way to a backend."""
 
+from typing import Final
+
 import msgspec
 
 from gateway.wire.cloudevents import PayloadKind, encode_event, event_id, event_source
 
-__all__ = ["Message", "encode_message", "uuid7"]
+__all__ = ["UUID7_RANDOM_BITS", "Message", "encode_message", "uuid7"]
 
 
 class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -52,19 +54,21 @@ def encode_message(message: Message, content_type: str, kind: PayloadKind) -> by
     )
 
 
-def uuid7(now_s: float, randomness: bytes) -> str:
-    """A UUID version 7 (RFC 9562 section 5.7) from Unix seconds and 8 random bytes.
+UUID7_RANDOM_BITS: Final = 62
+
+
+def uuid7(now_s: float, randomness: int) -> str:
+    """A UUID version 7 (RFC 9562 section 5.7) from Unix seconds and UUID7_RANDOM_BITS random bits.
 
     The 12 bits after the milliseconds hold their fraction (section 6.2, method 3), so that two sessions which a
     device opens within a millisecond still sort in order.
     """
     ticks = int(now_s * 4_096_000)  # 4096 to the millisecond
     ms = ticks >> 12
-    low = int.from_bytes(randomness[:8])
     return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031 - a third less than an f-string takes
         ms >> 16,
         ms & 0xFFFF,
         ticks & 0xFFF,
-        0x8000 | low >> 48 & 0x3FFF,
-        low & 0xFFFF_FFFF_FFFF,
+        0x8000 | randomness >> 48,
+        randomness & 0xFFFF_FFFF_FFFF,
     )

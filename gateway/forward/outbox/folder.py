@@ -9,13 +9,14 @@ A spool is removed under its lock, so whoever gets a lock looks whether the name
 import contextlib
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Container
 from pathlib import Path
 from typing import Final
 
 from gateway.files import sync_folder
-from gateway.forward.message import uuid7
+from gateway.forward.message import UUID7_RANDOM_BITS, uuid7
 
 __all__ = ["Claim", "SpoolFolder"]
 
@@ -83,7 +84,7 @@ class SpoolFolder:
 
     def _create(self) -> Claim:
         while True:
-            lock = self.path / f"{uuid7(time.time(), os.urandom(8))}.lock"
+            lock = self.path / f"{uuid7(time.time(), secrets.randbits(UUID7_RANDOM_BITS))}.lock"
             os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             claim = _claim(lock)
             if claim is not None:  # else another process saw it without an owner, and was faster

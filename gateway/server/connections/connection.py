@@ -20,7 +20,7 @@ from typing import Final
 import structlog
 
 from gateway.errors import ControlError, PeerError, PeerFault
-from gateway.forward.message import uuid7
+from gateway.forward.message import UUID7_RANDOM_BITS, uuid7
 from gateway.forward.session import DeviceInfo, RouteSession
 from gateway.net.stream import Stream
 from gateway.registry.records import RealmRecord
@@ -417,7 +417,8 @@ class DeviceConnection(EndingConnection):
         self.device_id = record.device_id
         self.credential_id = record.credential_id
         self._live_route = route
-        self.session_id = uuid7(wall := services.wall(), random.randbytes(8))  # noqa: S311 - tells sessions apart, guards nothing
+        randomness = random.getrandbits(UUID7_RANDOM_BITS)
+        self.session_id = uuid7(wall := services.wall(), randomness)
         self._handshake_ended(OK, "")
         self._listener.observe_handshake(self.settled_at - self._accepted_at)
         self.phase = LIVE

@@ -1,8 +1,8 @@
 """The subscriptions of a node: what brokers send to devices, for the one worker that listens."""
 
 import asyncio
-import os
 import random
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -12,7 +12,7 @@ from gateway.errors import BackendUnavailable
 from gateway.forward.backends.mqtt_commands import listen_mqtt
 from gateway.forward.backends.nats_commands import listen_nats
 from gateway.forward.command_source import ArrivedCommand, Listen
-from gateway.forward.message import uuid7
+from gateway.forward.message import UUID7_RANDOM_BITS, uuid7
 from gateway.forward.settings import BackendSettings
 from gateway.server.control.messages import SendCommand
 from gateway.wire.framing import is_message_id
@@ -89,7 +89,7 @@ class CommandSources:
             return
         command_id = command.id
         if command_id is None or not is_message_id(command_id):
-            command_id = uuid7(self._wall(), os.urandom(8))
+            command_id = uuid7(self._wall(), secrets.randbits(UUID7_RANDOM_BITS))
         self._tell(
             SendCommand(command.realm, command.device, command_id, command.payload, ACKNOWLEDGED_WITHIN_S)
         )
