@@ -5,14 +5,13 @@ routes nor sessions. What it costs is the least that anything on these parts can
 """
 
 import asyncio
-import gc
 import socket
 import sys
 from typing import Final
 
 from bench import fleet
 from gateway.net.acceptor import Acceptor
-from gateway.net.loop import run
+from gateway.net.loop import freeze, run
 from gateway.net.poller import Poller
 from gateway.net.stream import SEND_LAST, Stream
 from gateway.tls.contexts import ContextStore
@@ -69,8 +68,7 @@ async def _serve(port: int, version: str) -> None:
     context = contexts.tls13("sha256") if version == "1.3" else contexts.tls12
     sock = socket.create_server(("127.0.0.1", port))
     Acceptor(Poller(asyncio.get_running_loop()), sock, _BACKLOG, lambda: Pump(context))
-    gc.collect()
-    gc.freeze()
+    freeze()
     await asyncio.Event().wait()
 
 

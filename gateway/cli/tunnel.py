@@ -1,7 +1,6 @@
 """tunnel: the sidecar of a program that knows no TLS."""
 
 import asyncio
-import gc
 import signal
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -31,8 +30,6 @@ __all__ = ["app"]
 
 app = typer.Typer()
 
-GC_THRESHOLDS = (20_000, 50, 50)
-"""Connections leave no cycles behind, so looking for some at every 700 objects, as is Python's default, finds nothing."""
 FILES_PER_CONNECTION = 2
 FILES_BESIDE = 64
 
@@ -103,6 +100,7 @@ async def _check(dialer: "Dialer") -> None:
 
 async def _serve(listen: "Address", dialer: "Dialer", settings: "TunnelSettings") -> None:
     from gateway.device.tunnel import Tunnel
+    from gateway.net.loop import freeze
     from gateway.telemetry.logs import LogSettings, setup
 
     setup(LogSettings(), "tunnel")
@@ -111,9 +109,7 @@ async def _serve(listen: "Address", dialer: "Dialer", settings: "TunnelSettings"
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     host, port = await serving.open(listen.host, listen.port)
-    gc.collect()
-    gc.freeze()  # what is loaded stays: looking at it again and again costs CPU time with every connection
-    gc.set_threshold(*GC_THRESHOLDS)
+    freeze()
     where = type(listen)(host, port)
     print(f"listening on {where}, connecting to {dialer.where}", file=sys.stderr, flush=True)
     await stopped.wait()

@@ -24,6 +24,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gateway.errors import ConfigurationError, RegistryMismatch
+from gateway.files import sync_folder
 
 __all__ = [
     "MASTER_KEY_TEXT_BYTES_MAX",
@@ -142,6 +143,7 @@ class MasterKey:
                 file.write(self._raw.hex() + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            sync_folder(path.parent)
         except FileExistsError as exc:
             raise ConfigurationError(
                 f"master key file {path} is there already: it is never overwritten"

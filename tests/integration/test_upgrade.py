@@ -94,7 +94,7 @@ def test_a_program_that_cannot_run_is_refused_before_anything_stops(own_code: Pa
         workers = gateway.worker_pids()
         # Each of another length: Python tells by length and second whether what it has compiled is of this file.
         for file, before, after, reason in (
-            ("server/processes/worker.py", "import gc\n", "import gone\n", "ModuleNotFoundError"),
+            ("server/processes/worker.py", "import socket\n", "import gone\n", "ModuleNotFoundError"),
             ("registry/schema.py", 'SCHEMA_REVISION = "', 'SCHEMA_REVISION = "0', "know schema 0006"),
             (
                 "server/supervision/upgrade.py",

@@ -1,7 +1,8 @@
 """The follower process: drives the registry's follower, and tells the supervisor what it finds.
 
-Started by the supervisor as `python -m gateway.server.processes.follower FD`. Everything that may wait for the database or the
-disk runs in one thread beside the event loop, so that metrics and the order to stop are answered meanwhile.
+Started by the supervisor as `python -m gateway.server.processes.follower CONTROL SOCKETS`, as `worker` is; it needs no sockets.
+Everything that may wait for the database or the disk runs in one thread beside the event loop, so that metrics and the
+order to stop are answered meanwhile.
 """
 
 import asyncio

@@ -1,13 +1,13 @@
 """A worker process: accepts devices and serves them until it is told to drain, or until the supervisor is gone.
 
-Started by the supervisor as `python -m gateway.server.processes.worker FD`, where FD is its end of the control channel; the first
-message configures it. It owns its listeners, look-up, routes and sessions, and touches nothing that another process
-owns: it reads the replica, and never the registry.
+Started by the supervisor as `python -m gateway.server.processes.worker CONTROL SOCKETS`, two descriptors: of its end of the
+control channel, whose first message configures it, and of the socket over which listening sockets come. It owns its
+listeners, look-up, routes and sessions, and touches nothing that another process owns: it reads the replica, and never the
+registry.
 """
 
 import asyncio
 import dataclasses
-import gc
 import socket
 import sys
 import time
@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.errors import ControlError
 from gateway.forward.route import RouteTable
+from gateway.net.loop import freeze
 from gateway.net.poller import Poller
 from gateway.registry.masterkeys import KeyRing
 from gateway.registry.notices import Changed, Published
@@ -88,8 +89,6 @@ log = structlog.get_logger()
 
 _KEYS_EVERY_S: Final = 2.0
 """How often the file with the master keys is looked at: one more key may be there."""
-GC_THRESHOLDS: Final = (20_000, 50, 50)
-"""Sessions leave no cycles behind, so looking for some at every 700 objects, as is Python's default, finds nothing."""
 _RETIRE_EVERY_S: Final = 0.5
 """How often a route that is not in the configuration any more is asked whether its last session has ended."""
 _STOPS: Final = "the gateway stops"
@@ -294,9 +293,7 @@ class Worker:
     def _accept(self) -> None:
         """Begin to accept, each listener on this worker's own sockets."""
         self._accepting.start(self._listeners.values())
-        gc.collect()
-        gc.freeze()  # what is there now stays: the collector need not look at it again
-        gc.set_threshold(*GC_THRESHOLDS)
+        freeze()
         log.debug("accepting")
 
     def _stop_accepting(self) -> None:

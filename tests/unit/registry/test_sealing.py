@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -140,6 +141,21 @@ def test_a_master_key_is_written_once_and_read(tmp_path: Path) -> None:
     assert MasterKey.from_file(path).id == key.id
     with pytest.raises(ConfigurationError, match="cannot be written: No such file or directory"):
         key.write(tmp_path / "none" / "master.key")
+
+
+def test_a_master_key_outlives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its name in the folder, which is on the disk apart from its content, all keys would be lost."""
+    on_disk: list[int] = []
+    fsync = os.fsync
+
+    def spy(descriptor: int) -> None:
+        fsync(descriptor)
+        on_disk.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    path = tmp_path / "master.key"
+    MasterKey.generate().write(path)
+    assert on_disk == [path.stat().st_ino, tmp_path.stat().st_ino]
 
 
 def test_a_master_key_is_not_shown() -> None:
