@@ -144,7 +144,7 @@ class Engine:
                 filled += result
                 is_more = self.has_input
             self.is_more = is_more
-            data: bytes = ffi.buffer(plain, filled)[:]
+            data: bytes = ffi.unpack(plain, filled)
             return data
         self.is_more = False
         error = lib.SSL_get_error(ssl, filled)
@@ -180,15 +180,14 @@ class Engine:
         self._to_drain = False
         records = per_thread.records
         size = lib.BIO_read(self._from_ssl, records, RECORDS_BYTES)
-        data: bytes = b"" if size <= 0 else ffi.buffer(records, size)[:]
-        if size == RECORDS_BYTES:
-            pieces = [data]
-            while (size := lib.BIO_read(self._from_ssl, records, RECORDS_BYTES)) > 0:
-                pieces.append(ffi.buffer(records, size)[:])
-            data = b"".join(pieces)
-            self._grown = True
+        data: bytes = ffi.unpack(records, size) if size > 0 else b""
         if size > _BIO_BYTES_KEPT:
             self._grown = True
+            if size == RECORDS_BYTES:
+                pieces = [data]
+                while (size := lib.BIO_read(self._from_ssl, records, RECORDS_BYTES)) > 0:
+                    pieces.append(ffi.unpack(records, size))
+                data = b"".join(pieces)
         if self._grown and not self.keeps_buffers:
             self._grown = False
             self._new_bios()
