@@ -22,7 +22,7 @@ from gateway.registry.formats.source import BadLine, DeviceFile
 from gateway.registry.identities import KEY_BYTES_MAX, KEY_BYTES_MIN, is_identity
 from gateway.server.control.channel import Channel
 from gateway.server.control.messages import Done, Message
-from gateway.wire.client_hello import HelloScanner
+from gateway.wire.client_hello import HelloMemory, HelloScanner
 from gateway.wire.framing import Frame, FrameDecoder, LineDecoder, split_message_id
 from gateway.wire.length_framing import LengthDecoder
 from gateway.wire.mqtt_connect import CONNECT_BYTES_MAX, ConnectError, ConnectScanner
@@ -33,6 +33,10 @@ __all__ = ["CORPUS", "TARGETS", "corpus_of"]
 CORPUS: Final = Path(__file__).parent / "corpus"
 
 HELLO_BYTES_MAX: Final = 2048
+KNOWN_HELLOS: Final = [
+    bytes.fromhex((Path(__file__).parents[1] / "unit/wire/vectors" / f"{name}.hex").read_text())
+    for name in ("openssl-defaults", "node-defaults", "gnutls-tls12-psk")
+]
 MESSAGE_BYTES_MAX: Final = 100
 
 
@@ -43,7 +47,21 @@ def corpus_of(target: str) -> list[Path]:
 
 def client_hello(data: bytes) -> None:
     """The scanner of the ClientHello: one verdict for all ways to cut the bytes, bounded memory, PeerError alone."""
-    assert _hello([data]) == _hello(_pieces(data, 1)) == _hello(_pieces(data, _size(data)))
+    verdict = _hello([data])
+    assert verdict == _hello(_pieces(data, 1)) == _hello(_pieces(data, _size(data)))
+    if len(data) <= HELLO_BYTES_MAX:
+        assert _remembered(data) in (None, verdict)
+
+
+def _remembered(data: bytes) -> object:
+    """What a memory says that knows some real hellos, which `data` may resemble."""
+    memory = HelloMemory()
+    for known in KNOWN_HELLOS:
+        memory.read(known)
+    try:
+        return memory.read(data)
+    except PeerError as exc:
+        return exc.args
 
 
 def _hello(pieces: list[bytes]) -> object:

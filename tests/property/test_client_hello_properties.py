@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from gateway.errors import PeerError
@@ -48,7 +49,9 @@ words16 = st.integers(0, 0xFFFF)
 host_names = st.from_regex(r"[a-z0-9_.-]{1,40}", fullmatch=True)
 psks = st.builds(OfferedPsk, st.binary(min_size=1, max_size=140), st.integers(32, 255))
 other_extensions = st.dictionaries(
-    words16.filter(lambda kind: kind not in {0, 10, 13, 16, 41, 43, 45}), st.binary(max_size=40), max_size=6
+    words16.filter(lambda kind: kind not in {0, 10, 13, 16, 41, 43, 45, 51}),
+    st.binary(max_size=40),
+    max_size=6,
 )
 
 
@@ -65,6 +68,8 @@ def samples(draw: st.DrawFn) -> Sample:
     suites = tuple(draw(st.lists(words16, min_size=1, max_size=60)))
 
     extensions = [extension(kind, data) for kind, data in draw(other_extensions).items()]
+    if draw(st.booleans()):
+        extensions.append(extension(51, draw(st.binary(max_size=80))))
     if versions:
         extensions.append(extension(43, sized(words(versions), 1)))
     if groups:
@@ -236,6 +241,57 @@ def test_hellos_that_differ_in_random_and_session_id_say_the_same(
     other = body[:2] + random + sized(session_id, 1) + body[35 + body[34] :]
     assert memory.read(records(body, [1 << 14])) == sample.hello
     assert memory.read(records(other, [1 << 14])) == sample.hello
+
+
+CURVE = b"\x00\x1d\x00\x20"
+
+
+def tls13_flight(name: bytes, share: bytes, identity: bytes, binder: bytes) -> bytes:
+    """A hello as OpenSSL makes them: what differs from one to the next is `share`, `identity` and `binder`."""
+    extensions = (
+        extension(0, sized(b"\x00" + sized(name)))
+        + extension(43, b"\x02\x03\x04")
+        + extension(45, b"\x01\x01")
+        + extension(21, bytes(7))
+        + extension(51, sized(CURVE + share))
+        + extension(41, sized(sized(identity) + bytes(4)) + sized(sized(binder, 1)))
+    )
+    body = b"\x03\x03" + bytes(32) + b"\0" + sized(words((0x1301, 0x1303))) + sized(b"\0", 1)
+    return records(body + sized(extensions), [1 << 14])
+
+
+shares = st.binary(min_size=32, max_size=32)
+identities = st.binary(min_size=8, max_size=8)
+binders = st.binary(min_size=32, max_size=32)
+
+
+@patient
+@given(shares, identities, binders)
+def test_hellos_of_tls13_that_differ_in_their_keys_are_remembered(
+    share: bytes, identity: bytes, binder: bytes
+) -> None:
+    memory = HelloMemory()
+    memory.read(tls13_flight(b"hall", bytes(32), bytes(8), bytes(32)))
+    hello = memory.read(tls13_flight(b"hall", share, identity, binder))
+    assert hello is not None
+    assert (hello.server_name, hello.versions, hello.psks) == (
+        "hall",
+        (0x0304,),
+        (OfferedPsk(identity, 32),),
+    )
+    assert len(memory._hellos) == 1
+
+
+@pytest.mark.parametrize("change", [0x01, 0x02, 0x80, 0xFF])
+def test_a_memory_of_tls13_says_nothing_else_than_a_scanner(change: int) -> None:
+    """Whichever byte of the next hello is another one."""
+    memory = HelloMemory()
+    flight = tls13_flight(b"hall", bytes(32), b"dev-0001", bytes(32))
+    for at, each in enumerate(flight):
+        assert memory.read(flight) is not None
+        changed = flight[:at] + bytes([each ^ change]) + flight[at + 1 :]
+        found = remembered(memory, changed)
+        assert found is None or found == verdict([changed], bound=1 << 14)[0], at
 
 
 def test_a_memory_is_bounded_and_goes_on() -> None:
