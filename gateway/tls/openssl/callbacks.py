@@ -40,7 +40,9 @@ per_thread: Final = PerThread()
 _MAX_PSK_BYTES: Final = (
     64  # RFC 4279 section 5.3 asks for at least this much; longer keys are refused when added
 )
+_TLS1_3: Final = int(TlsVersion.TLS1_3)
 _SUITE_OF_HASH: Final = {"sha256": b"\x13\x01", "sha384": b"\x13\x02"}
+_ciphers: dict[str, Any] = {}  # of those suites, by hash: the library's own constants, which never move
 
 
 def _engine() -> "Engine":
@@ -51,11 +53,13 @@ def _engine() -> "Engine":
 
 def _tls13_session(ssl: Any, key: bytes, hash_name: str) -> Any:
     """A session that stands for an external PSK (RFC 8446 section 4.2.11): key, hash by way of a suite, version."""
+    cipher = _ciphers.get(hash_name)
+    if cipher is None:
+        cipher = _ciphers[hash_name] = lib.SSL_CIPHER_find(ssl, _SUITE_OF_HASH[hash_name])
     session = lib.Cryptography_SSL_SESSION_new()
-    cipher = lib.SSL_CIPHER_find(ssl, _SUITE_OF_HASH[hash_name])
     lib.SSL_SESSION_set1_master_key(session, key, len(key))
     lib.SSL_SESSION_set_cipher(session, cipher)
-    lib.SSL_SESSION_set_protocol_version(session, TlsVersion.TLS1_3)
+    lib.SSL_SESSION_set_protocol_version(session, _TLS1_3)
     return session
 
 
