@@ -87,6 +87,7 @@ class Failed(msgspec.Struct, frozen=True):
 
 Event = Established | Data | PeerClosed | Failed
 
+_TLS1_2 = int(TlsVersion.TLS1_2)
 _PEER_CLOSED = PeerClosed()
 _NOTHING: tuple[Event, ...] = ()
 _FEED_BYTES = 256 * 1024
@@ -256,7 +257,7 @@ class ServerSession(_Session):
         self.hello = hello
         self.contexts = contexts = self._policy.contexts_for(hello)
         if hello.offers_tls13:
-            is_tls13_alone = TlsVersion.TLS1_2 not in hello.versions
+            is_tls13_alone = _TLS1_2 not in hello.versions
             if hello.psks and (hello.offers_psk_dhe_ke or is_tls13_alone):
                 self._choice = self._policy.choose_psk(hello.psks)
             if self._choice is not None:
