@@ -9,8 +9,10 @@ the device closes.
 
 import asyncio
 import ipaddress
+import math
 import random
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -34,6 +36,11 @@ TLV_IDENTITY: Final = 0xE6
 
 _BACK_OFF_FIRST_S = 0.1
 _BACK_OFF_MAX_S = 5.0
+_KNOWN_S = 2.0
+"""So long sessions go where a name led, without asking the resolver again: a fleet that comes back asks once."""
+
+_Address = tuple[int, Any]
+"""Family, and what a socket of it connects to."""
 
 
 def _service_url(url: str) -> str:
@@ -105,7 +112,10 @@ class TcpBackend:
         self._host, self._port = settings.address
         self._back_off_s = 0.0
         self._next_try_at = 0.0
-        self._numeric = None if settings.uses_tls else _numeric_address(self._host, self._port)
+        numeric = _numeric_address(self._host, self._port)
+        self._is_name = numeric is None
+        self._known: deque[_Address] = deque() if numeric is None else deque([numeric])
+        self._known_until = 0.0 if numeric is None else math.inf
         self._attempts = Attempts(settings.connect_timeout_s)
 
     def towards(self, info: DeviceInfo) -> "DeviceBackend":
@@ -123,18 +133,22 @@ class TcpBackend:
         resolve, TLS, or a back-off to wait for.
         """
         now = poller.loop.time()
-        if self._numeric is None or now < self._next_try_at:
+        if self._settings.uses_tls or now < self._next_try_at or now >= self._known_until:
             return None
+        address = self._known[0]
+        self._known.rotate(-1)  # the next session has the next address, if the name has several
 
         def tried(error: OSError | None) -> None:
             if error is None:
                 self._back_off_s = 0.0
+            elif self._is_name:  # `connect` tries whatever it leads to by now
+                self._known_until = 0.0
             else:
                 self._failed(poller.loop.time())
             done(error)
 
         first = encode_header(info) if self._settings.proxy_protocol else b""
-        return self._attempts.begin(poller, self._numeric, protocol, tried, first)
+        return self._attempts.begin(poller, address, protocol, tried, first)
 
     async def connect(
         self, poller: Poller, protocol: asyncio.Protocol, info: DeviceInfo | None = None
@@ -194,9 +208,8 @@ class TcpBackend:
         """A connected socket on which the header, if any, was sent, and what it is connected to."""
         loop = asyncio.get_running_loop()
         error: OSError = ConnectionError("no address")
-        for family, kind, protocol, _, address in await loop.getaddrinfo(
-            self._host, self._port, type=socket.SOCK_STREAM
-        ):
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        for at, (family, kind, protocol, _, address) in enumerate(found):
             sock = socket.socket(family, kind, protocol)
             try:
                 sock.setblocking(False)
@@ -211,6 +224,10 @@ class TcpBackend:
                 sock.close()
                 raise
             else:
+                if self._is_name:
+                    # What led nowhere, as IPv6 often does, is left out.
+                    self._known = deque((each[0], each[4]) for each in found[at:] if each[0] == family)
+                    self._known_until = loop.time() + _KNOWN_S
                 return sock, address
         raise error
 
@@ -277,7 +294,7 @@ _read_buffer = memoryview(bytearray(READ_BYTES))
 """One for all: the bytes are copied before the event loop reads again."""
 
 
-def _numeric_address(host: str, port: int) -> tuple[int, tuple[str, int]] | None:
+def _numeric_address(host: str, port: int) -> _Address | None:
     """Family and address, where `host` is no name and has no scope."""
     try:
         version = ipaddress.ip_address(host).version

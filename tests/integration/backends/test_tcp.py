@@ -143,6 +143,61 @@ def test_a_certificate_of_another_name(tmp_path: Path, header: bool) -> None:
     asyncio.run(test())
 
 
+def test_a_name_is_asked_for_once_by_sessions_that_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take its addresses in turns; when one leads nowhere, the name is asked for again."""
+    asked: list[str] = []
+    opened: list[Collector] = []
+
+    def collector() -> Collector:
+        opened.append(Collector())
+        return opened[-1]
+
+    def resolve(host: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        kind = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        there = [(socket.AF_INET, *kind, (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
+        return [(socket.AF_INET6, *kind, ("::1", port, 0, 0)), *there]
+
+    async def begin(backend: TcpBackend, poller: Poller) -> OSError | str | None:
+        """The address that a session was connected to, why not, or None for nothing tried."""
+        done = asyncio.get_running_loop().create_future()
+        protocol = Collector()
+        if backend.begin(poller, protocol, INFO, done.set_result) is None:
+            return None
+        error: OSError | None = await done
+        if error is not None:
+            return error
+        opened.append(protocol)
+        return str(protocol.transport.get_extra_info("peername")[0])
+
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as one:
+            port = one.getsockname()[1]
+            other = socket.create_server(("127.0.0.2", port))
+            backend = TcpBackend("b", TcpSettings(kind="tcp", url=f"tcp://service.example:{port}"))
+            poller = Poller(asyncio.get_running_loop())
+            assert await begin(backend, poller) is None
+            await backend.connect(poller, collector())
+            assert [await begin(backend, poller) for _ in range(3)] == ["127.0.0.1", "127.0.0.2", "127.0.0.1"]
+            assert asked == ["service.example"]
+            other.close()
+            assert isinstance(await begin(backend, poller), ConnectionRefusedError)
+            assert await begin(backend, poller) is None
+            await backend.connect(poller, collector())
+            assert asked == ["service.example"] * 2
+            assert await begin(backend, poller) == "127.0.0.1"
+            monkeypatch.setattr("gateway.forward.backends.tcp._KNOWN_S", -1.0)
+            await backend.connect(poller, collector())
+            assert await begin(backend, poller) is None
+            for protocol in opened:
+                protocol.transport.abort()
+            await asyncio.sleep(0)
+            poller.close()
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    asyncio.run(test())
+
+
 def test_a_service_that_is_away() -> None:
     async def test() -> None:
         async with service(None, header=True) as port:
