@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-As at the gateway's end, the event loop reads into one buffer of the process, the session decrypts it, the owner gets what
+The event loop reads into one buffer of the process, the session decrypts it, the owner gets what
 is in it, and whatever that wants to send is flushed once, at the end. There is no task per link: `Dialer.connect` waits
 for the handshake, after it the owner's methods are called by the event loop.
 

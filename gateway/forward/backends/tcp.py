@@ -225,8 +225,9 @@ class TcpBackend:
                 raise
             else:
                 if self._is_name:
-                    # What led nowhere, as IPv6 often does, is left out.
-                    self._known = deque((each[0], each[4]) for each in found[at:] if each[0] == family)
+                    # What led nowhere, as IPv6 often does, is left out; this one's turn is over.
+                    others = [(each[0], each[4]) for each in found[at + 1 :] if each[0] == family]
+                    self._known = deque([*others, (family, address)])
                     self._known_until = loop.time() + _KNOWN_S
                 return sock, address
         raise error
