@@ -2,8 +2,9 @@
 
 Theory of operation
 -------------------
-The stream reads and calls `data_received`; the TLS session takes the bytes and gives events; the route takes the data; whatever all of that wants to send is flushed once, at the end. There is no task and
-no timer per connection, but for an alert that is held back. Phases:
+The stream reads and calls `data_received`; the TLS session takes the bytes and gives events; the route takes the data;
+whatever all of that wants to send is flushed once, at the end. There is no task and no timer per connection, but for an
+alert that is held back. Phases:
 
     HANDSHAKE --Established--> LIVE --close()--> CLOSING --> GONE
         '--------failure---------------------------^
