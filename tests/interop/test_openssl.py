@@ -1,6 +1,7 @@
 """`openssl s_client`, as Debian has it."""
 
 import re
+import secrets
 from pathlib import Path
 
 import pytest
@@ -226,16 +227,17 @@ def test_credential_bound_to_sha384(fleet: Fleet, tmp_path: Path) -> None:
     found = re.search(r"Resumption PSK: ([0-9A-F]{96})$", text, re.MULTILINE)
     assert found, text
     key = Key(bytes.fromhex(found.group(1)))
+    identity = f"long-{secrets.token_hex(4)}"  # another one when the test is tried again
     with fleet.change() as registry:
-        registry.add_device(NewDevice(identity="long", group="lines", key=key, hash="sha384"))
-    with s_client(fleet.port, None, "-brief", "-psk_identity", "long", "-psk_session", session) as peer:
+        registry.add_device(NewDevice(identity=identity, group="lines", key=key, hash="sha384"))
+    with s_client(fleet.port, None, "-brief", "-psk_identity", identity, "-psk_session", session) as peer:
         assert agreed(peer) == ("TLSv1.3", "TLS_AES_256_GCM_SHA384")
         fleet.arrives(peer)
         assert peer.finish() == 0
-    with s_client(fleet.port, Device("long", key.hex()), "-tls1_3") as peer:
+    with s_client(fleet.port, Device(identity, key.hex()), "-tls1_3") as peer:
         assert peer.ended() == 1
         assert "SSL alert number 51" in peer.output  # decrypt_error, as for any wrong key
-    with s_client(fleet.port, Device("long", key.hex()), "-brief", "-tls1_2") as peer:
+    with s_client(fleet.port, Device(identity, key.hex()), "-brief", "-tls1_2") as peer:
         assert agreed(peer)[0] == "TLSv1.2"
         fleet.arrives(peer)
         assert peer.finish() == 0
