@@ -17,7 +17,8 @@ import msgspec
 from gateway.errors import PeerError
 from gateway.tls.contexts import RealmContexts
 from gateway.tls.openssl import ClientContext, Engine, TlsFailure, TlsVersion, Watch
-from gateway.wire.client_hello import ClientHello, HelloMemory, HelloScanner, OfferedPsk
+from gateway.wire.client_hello import ClientHello, HelloScanner, OfferedPsk
+from gateway.wire.hello_memory import HelloMemory
 
 __all__ = [
     "ClientSession",

@@ -14,21 +14,20 @@ Invariants:
 
 import re
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
-from msgspec import structs
 
 from gateway.errors import PeerError, PeerFault
 from gateway.wire.suites import suite_name
 
 __all__ = [
     "ClientHello",
-    "HelloMemory",
     "HelloScanner",
     "OfferedPsk",
     "decode_chosen_suite",
     "decode_client_hello",
+    "decode_pre_shared_keys",
     "suite_name",
 ]
 
@@ -169,101 +168,6 @@ class HelloScanner:
             raise PeerError(PeerFault.OVERSIZED, f"a ClientHello of more than {self._max} bytes on the wire")
 
 
-class HelloMemory:
-    """Remembers what hellos said: those of one make of device are alike but for random and session id, and in TLS 1.3 for
-    the key shares, which are not decoded here, and the content of pre_shared_key, which always is.
-
-    At most HELLOS_KEPT_MAX are held, all forgotten when one more comes, so strangers can make it useless and not large.
-    """
-
-    __slots__ = ("_hellos", "_spans")
-
-    def __init__(self) -> None:
-        self._hellos: dict[tuple[int, bytes, bytes], ClientHello] = {}  # by version, and what may not differ
-        self._spans: dict[int, _Spans] = {}  # by the bytes behind the session id
-
-    def read(self, data: bytes) -> ClientHello | None:
-        """The hello when `data` is one record with one whole hello and nothing else; None: a scanner must see.
-
-        Raises PeerError as a scanner would that is fed `data`.
-        """
-        size = len(data)
-        if not WHOLE_BYTES_MIN < size <= WHOLE_BYTES_MAX:
-            return None
-        kind, major, record_size, word, version, session_id_size = _whole_start(data, 0)
-        if (
-            kind != HANDSHAKE
-            or major != VERSION_MAJOR
-            or record_size != size - RECORD_HEADER_BYTES
-            or word != CLIENT_HELLO << 24 | size - RECORD_HEADER_BYTES - MESSAGE_HEADER_BYTES
-            or session_id_size > SESSION_ID_BYTES_MAX
-        ):
-            return None
-        rest = data[WHOLE_BYTES_MIN + session_id_size :]
-        spans = self._spans.get(len(rest))
-        if spans is not None:
-            hello = self._hellos.get((version, *_fixed(rest, spans)))
-            if hello is not None:
-                return _with_psks(hello, rest[spans.psks :])
-        hello = self._hellos.get((version, rest, b""))
-        if hello is None:
-            hello = decode_client_hello(data[RECORD_HEADER_BYTES + MESSAGE_HEADER_BYTES :])
-            self._remember(version, rest, hello)
-        return hello
-
-    def _remember(self, version: int, rest: bytes, hello: ClientHello) -> None:
-        spans = _find_spans(rest) if hello.psks else None
-        if spans is None and hello.offers_tls13:
-            return
-        before, between = (rest, b"") if spans is None else _fixed(rest, spans)
-        if len(before) + len(between) > HELLO_KEPT_BYTES_MAX:
-            return
-        if len(self._hellos) >= HELLOS_KEPT_MAX:
-            self._hellos.clear()
-            self._spans.clear()
-        self._hellos[version, before, between] = hello
-        if spans is not None:
-            self._spans[len(rest)] = spans
-
-
-class _Spans(NamedTuple):
-    """Where the content of key_share begins and ends (0 and 0 without one), and where that of pre_shared_key begins, which is
-    the last. What says how long they are stands outside.
-    """
-
-    keys: int
-    keys_end: int
-    psks: int
-
-
-def _fixed(rest: bytes, spans: _Spans) -> tuple[bytes, bytes]:
-    """What stands before the key shares, and between them and the pre-shared keys."""
-    return rest[: spans.keys], rest[spans.keys_end : spans.psks]
-
-
-def _with_psks(hello: ClientHello, data: bytes) -> ClientHello:
-    try:
-        return structs.replace(hello, psks=_decode_psks(data))
-    except (struct.error, IndexError) as exc:
-        raise _past_the_end() from exc
-
-
-def _find_spans(rest: bytes) -> _Spans:
-    """`rest` is what stands behind the session id of a hello that was decoded and has pre_shared_key."""
-    (suites_size,) = _u16(rest, 0)
-    at = 2 + suites_size
-    at += 1 + rest[at] + 2
-    keys = keys_end = 0
-    while True:
-        kind, size = _two_u16(rest, at)
-        at += 4
-        if kind == PRE_SHARED_KEY:
-            return _Spans(keys, keys_end, at)
-        if kind == KEY_SHARE:
-            keys, keys_end = at, at + size
-        at += size
-
-
 def decode_client_hello(body: bytes) -> ClientHello:
     """Decode the body of a ClientHello, without the header of the handshake message.
 
@@ -271,6 +175,14 @@ def decode_client_hello(body: bytes) -> ClientHello:
     """
     try:
         return _decode(body)
+    except (struct.error, IndexError) as exc:
+        raise _past_the_end() from exc
+
+
+def decode_pre_shared_keys(data: bytes) -> tuple[OfferedPsk, ...]:
+    """Decode the content of pre_shared_key alone. Raises PeerError as `decode_client_hello` does."""
+    try:
+        return _decode_psks(data)
     except (struct.error, IndexError) as exc:
         raise _past_the_end() from exc
 
@@ -293,12 +205,6 @@ HTTP_STARTS: Final = tuple(
 MQTT_CONNECT: Final = 0x10
 
 _record_header = struct.Struct(">BBxH").unpack_from
-
-HELLOS_KEPT_MAX: Final = 256
-HELLO_KEPT_BYTES_MAX: Final = 512
-WHOLE_BYTES_MIN: Final = 44  # headers, version, random and the length of the session id
-WHOLE_BYTES_MAX: Final = 4096  # longer ones are rare; the scanner has their bounds
-_whole_start = struct.Struct(">BBxHIH32xB").unpack_from
 
 
 def _refuse_start(wire: bytearray) -> None:
@@ -333,7 +239,6 @@ ALPN: Final = 16  # RFC 7301 section 3.1
 PRE_SHARED_KEY: Final = 41  # RFC 8446 section 4.2.11
 SUPPORTED_VERSIONS: Final = 43  # RFC 8446 section 4.2.1
 PSK_KEY_EXCHANGE_MODES: Final = 45  # RFC 8446 section 4.2.9
-KEY_SHARE: Final = 51  # RFC 8446 section 4.2.8
 
 SESSION_ID_BYTES_MAX: Final = 32
 BINDER_BYTES_MIN: Final = 32

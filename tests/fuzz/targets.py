@@ -22,8 +22,9 @@ from gateway.registry.formats.source import BadLine, DeviceFile
 from gateway.registry.identities import KEY_BYTES_MAX, KEY_BYTES_MIN, is_identity
 from gateway.server.control.channel import Channel
 from gateway.server.control.messages import Done, Message
-from gateway.wire.client_hello import HelloMemory, HelloScanner
+from gateway.wire.client_hello import HelloScanner
 from gateway.wire.framing import Frame, FrameDecoder, LineDecoder, split_message_id
+from gateway.wire.hello_memory import HelloMemory
 from gateway.wire.length_framing import LengthDecoder
 from gateway.wire.mqtt_connect import CONNECT_BYTES_MAX, ConnectError, ConnectScanner
 from gateway.wire.proxy_protocol import ProxyHeader, ProxyHeaderScanner

@@ -8,13 +8,12 @@ from hypothesis import example, given, settings, strategies as st
 
 from gateway.errors import PeerError
 from gateway.wire.client_hello import (
-    HELLOS_KEPT_MAX,
     ClientHello,
-    HelloMemory,
     HelloScanner,
     OfferedPsk,
     decode_client_hello,
 )
+from gateway.wire.hello_memory import HELLOS_KEPT_MAX, HelloMemory
 
 patient = settings(deadline=None)  # a busy machine is not a failure; pytest's time-out bounds the test
 

@@ -418,7 +418,7 @@ class DeviceConnection(EndingConnection):
         self.device_id = record.device_id
         self.credential_id = record.credential_id
         self._live_route = route
-        randomness = random.getrandbits(UUID7_RANDOM_BITS)
+        randomness = random.getrandbits(UUID7_RANDOM_BITS)  # it tells sessions apart, and guards nothing
         self.session_id = uuid7(wall := services.wall(), randomness)
         self._handshake_ended(OK, "")
         self._listener.observe_handshake(self.settled_at - self._accepted_at)

@@ -17,7 +17,7 @@ from gateway.server.sessions.bulk import BulkSessions
 from gateway.server.sessions.commands import CommandSender
 from gateway.server.sessions.routes import LiveRoutes
 from gateway.telemetry.connection_log import ConnectionLog
-from gateway.wire.client_hello import HelloMemory
+from gateway.wire.hello_memory import HelloMemory
 
 if TYPE_CHECKING:
     from gateway.server.connections.connection import DeviceConnection

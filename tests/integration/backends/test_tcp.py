@@ -186,15 +186,15 @@ def test_a_name_is_asked_for_once_by_sessions_that_come_together(monkeypatch: py
             assert await begin(backend, poller) is None
             await backend.connect(poller, collector())
             assert asked == ["service.example"] * 2
-            monkeypatch.setattr("gateway.forward.backends.tcp._KNOWN_S", -1.0)
+            monkeypatch.setattr("gateway.forward.backends.tcp._KNOWN_S", -1.0)  # the two seconds are over
             await backend.connect(poller, collector())
             assert await begin(backend, poller) is None
             for protocol in opened:
                 protocol.transport.abort()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # in which their sockets are closed
             poller.close()
 
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)  # no name here has several addresses
     asyncio.run(test())
 
 

@@ -152,7 +152,7 @@ def test_a_master_key_outlives_a_loss_of_power(tmp_path: Path, monkeypatch: pyte
         fsync(descriptor)
         on_disk.append(os.fstat(descriptor).st_ino)
 
-    monkeypatch.setattr(os, "fsync", spy)
+    monkeypatch.setattr(os, "fsync", spy)  # which calls the real one
     path = tmp_path / "master.key"
     MasterKey.generate().write(path)
     assert on_disk == [path.stat().st_ino, tmp_path.stat().st_ino]
