@@ -48,11 +48,11 @@ class Pump(asyncio.Protocol):
         if not self._is_established:
             self._is_established = engine.handshake()
             if output := engine.drain():
-                self._stream.send(output)
+                self._stream.write(output)
             self._stream.is_newcomer = not self._is_established
         if self._is_established and engine.has_input and engine.read() is None:
             engine.shutdown()
-            self._stream.send(engine.drain(), SEND_LAST)
+            self._stream.write(engine.drain(), SEND_LAST)
             self._stream.close()
 
     def eof_received(self) -> bool:

@@ -22,7 +22,7 @@ from gateway.errors import DeviceError, DeviceRefused
 from gateway.net.address import address_text
 from gateway.tls.openssl import ClientContext, TlsFailure, TlsVersion, Trace
 from gateway.tls.profiles import PROFILES, TLS13_SUITES, ProfileName
-from gateway.tls.session import ClientSession, Data, Established, Event, Failed
+from gateway.tls.session import ClientSession, Established, Event, Failed
 
 __all__ = ["CONNECT_TIMEOUT_S", "READ_BYTES", "Dialer", "Link", "LinkOwner"]
 
@@ -290,9 +290,9 @@ class Link(asyncio.BufferedProtocol):
         return chosen.identity.encode("utf-8"), chosen.key.reveal(), chosen.hash_name
 
     def _handle(self, event: Event) -> None:
-        if type(event) is Data:
+        if type(event) is bytes:
             if self._alive:
-                self._owner.link_received(event.data)
+                self._owner.link_received(event)
         elif type(event) is Established:
             self.version, self.cipher = event.version, event.cipher
             self._alive = True

@@ -76,10 +76,11 @@ class Stream(asyncio.Transport):
     def ready(self, events: int) -> None:
         """Something happened on the socket: write what waits, read once, and see to it that what is left is read too."""
         try:
-            if self._rest is not None and events & select.EPOLLOUT:
-                self._write_on()
-            if not events & _READS:
-                return
+            if self._rest is not None:
+                if events & select.EPOLLOUT:
+                    self._write_on()
+                if not events & _READS:
+                    return
             if self._is_paused:
                 self._is_readable = True
                 return
@@ -142,12 +143,11 @@ class Stream(asyncio.Transport):
         """Let another protocol have what comes from now on; `connection_made` of it is the caller's to call."""
         self._protocol = protocol
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send now, or keep what the kernel does not take."""
-        self.send(data)
+    def write(self, data: bytes | bytearray | memoryview, flags: int = SEND) -> None:
+        """Send now, or keep what the kernel does not take.
 
-    def send(self, data: bytes | bytearray | memoryview, flags: int = SEND) -> None:
-        """As `write`. With SEND_LAST, `write_eof` or `close` has to follow at once: the FIN leaves in one segment with it."""
+        With SEND_LAST, `write_eof` or `close` has to follow at once: the FIN leaves in one segment with it.
+        """
         if self._rest is not None:
             self._rest += data
         elif self._is_closing:

@@ -16,7 +16,7 @@ __all__ = ["Tally", "TallyCounter", "TallyHistogram"]
 
 
 class Tally:
-    """One count."""
+    """One count. Add to its `value` where a call would cost more than what is counted."""
 
     __slots__ = ("value",)
 

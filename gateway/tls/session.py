@@ -22,7 +22,6 @@ from gateway.wire.hello_memory import HelloMemory
 
 __all__ = [
     "ClientSession",
-    "Data",
     "Established",
     "Event",
     "Failed",
@@ -70,12 +69,6 @@ class Established(msgspec.Struct, frozen=True, gc=False):
     alpn: bytes
 
 
-class Data(msgspec.Struct, frozen=True, gc=False):
-    """Decrypted bytes, never empty."""
-
-    data: bytes
-
-
 class PeerClosed(msgspec.Struct, frozen=True, gc=False):
     """The peer sent close_notify: no more bytes will come from it."""
 
@@ -86,7 +79,8 @@ class Failed(msgspec.Struct, frozen=True):
     error: PeerError | TlsFailure
 
 
-Event = Established | Data | PeerClosed | Failed
+Event = Established | bytes | PeerClosed | Failed
+"""Decrypted bytes, never empty, stand for themselves."""
 
 _TLS1_2 = int(TlsVersion.TLS1_2)
 _PEER_CLOSED = PeerClosed()
@@ -113,10 +107,8 @@ class _Session:
 
     def send(self, data: bytes) -> None:
         """Encrypt `data` for the peer. Only while open and before `close`."""
-        assert self._engine is not None
-        assert self._open
-        assert not self._sent_close
         if not self._over:
+            assert self._engine is not None
             self._engine.write(data)
 
     def close(self) -> None:
@@ -163,8 +155,10 @@ class _Session:
                 events.append(established)
             while True:
                 data = engine.read()
+                if data and not (events or engine.is_more):
+                    return (data,)
                 if data:
-                    events.append(Data(data))
+                    events.append(data)
                 elif data is None:
                     self._over = self._sent_close
                     events.append(_PEER_CLOSED)

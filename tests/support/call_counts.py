@@ -22,7 +22,7 @@ from gateway.registry.sealing import MasterKey, Sealer, credential_context, secr
 from gateway.server.control.messages import Drain
 from gateway.server.processes.worker import Worker
 from gateway.tls.openssl import ClientContext, TlsVersion
-from gateway.tls.session import ClientSession, Data, Established
+from gateway.tls.session import ClientSession, Established
 
 __all__ = ["Calls", "CountedDevice", "client_context", "counted_worker"]
 
@@ -86,8 +86,8 @@ class CountedDevice:
             data = self._socket.recv(1 << 20)
             self.is_ended = not data
             for event in self._session.receive(data):
-                if isinstance(event, Data):
-                    self.received += event.data
+                if isinstance(event, bytes):
+                    self.received += event
                 self.is_established |= isinstance(event, Established)
             self._flush()
 

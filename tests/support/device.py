@@ -11,7 +11,7 @@ from gateway.registry.ledger import Author
 from gateway.registry.store import NewDevice, Registry
 from gateway.tls.openssl import ClientContext
 from gateway.tls.profiles import PROFILES, TLS13_SUITES, ProfileName
-from gateway.tls.session import ClientSession, Data, Established, Failed, PeerClosed
+from gateway.tls.session import ClientSession, Established, Failed, PeerClosed
 from tests.support.gateway import Device, Gateway, wait_for
 
 __all__ = ["RawDevice", "add_devices"]
@@ -113,8 +113,8 @@ class RawDevice:
             match event:
                 case Established():
                     self._established = True
-                case Data():
-                    self._received += event.data
+                case bytes():
+                    self._received += event
                 case PeerClosed():
                     self._ended = True
                 case Failed():

@@ -13,7 +13,7 @@ from gateway.device.client import DeviceClient
 from gateway.registry.sealing import Key
 from gateway.tls.openssl import ClientContext, TlsFailure, TlsVersion
 from gateway.tls.profiles import PROFILES, TLS13_SUITES, ProfileName
-from gateway.tls.session import ClientSession, Data, Established, Event, Failed, PeerClosed
+from gateway.tls.session import ClientSession, Established, Event, Failed, PeerClosed
 from tests.support.gateway import Device
 
 __all__ = ["TLS12", "TLS13", "End", "Fleet", "Refused", "TlsDevice", "reset"]
@@ -229,8 +229,8 @@ class TlsDevice:
         match event:
             case Established():
                 self.version = event.version
-            case Data():
-                self._received.append(event.data)
+            case bytes():
+                self._received.append(event)
             case PeerClosed():
                 self.end = End.NOTIFIED
             case Failed():

@@ -8,7 +8,7 @@ from typing import Self
 
 from gateway.tls.openssl import ClientContext, TlsVersion
 from gateway.tls.profiles import PROFILES, TLS13_SUITES, ProfileName
-from gateway.tls.session import ClientSession, Data, Established, Failed, PeerClosed
+from gateway.tls.session import ClientSession, Established, Failed, PeerClosed
 
 __all__ = ["Refused", "Session", "hint_of", "is_accepted"]
 
@@ -101,8 +101,8 @@ class Session:
             match event:
                 case Established():
                     self._established = True
-                case Data():
-                    self._received += event.data
+                case bytes():
+                    self._received += event
                 case PeerClosed():
                     self._ended = True
                 case Failed():

@@ -7,7 +7,7 @@ from typing import cast
 
 from gateway.tls.contexts import ContextStore, RealmContexts
 from gateway.tls.profiles import ProfileName
-from gateway.tls.session import Data, PeerClosed, PskChoice, ServerSession
+from gateway.tls.session import PeerClosed, PskChoice, ServerSession
 from gateway.wire.client_hello import ClientHello, OfferedPsk
 
 __all__ = ["Conversation", "PskServer", "psk_server"]
@@ -70,9 +70,9 @@ class Conversation(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for event in self.session.receive(data):
-            if isinstance(event, Data):
-                self.received += event.data
-                self.server.script(self, event.data)
+            if isinstance(event, bytes):
+                self.received += event
+                self.server.script(self, event)
             elif isinstance(event, PeerClosed):
                 self.finished = True
                 self.close()

@@ -48,7 +48,7 @@ from gateway.server.settings import ListenerSettings
 from gateway.telemetry.metrics import OK, Outcome
 from gateway.tls.contexts import RealmContexts
 from gateway.tls.openssl import TlsFailure, TlsVersion
-from gateway.tls.session import Data, Established, Event, Failed, PskChoice, ServerSession
+from gateway.tls.session import Established, Event, Failed, PskChoice, ServerSession
 from gateway.wire.client_hello import ClientHello, OfferedPsk
 from gateway.wire.proxy_protocol import ProxyHeader
 
@@ -160,7 +160,10 @@ class DeviceConnection(EndingConnection):
         elif phase is not HANDSHAKE:
             return
         for event in self._session.receive(data):
-            self._handle(event)
+            if type(event) is bytes:
+                self._received(event)
+            else:
+                self._handle(event)
         if self.phase is not CLOSING:  # where everything is said, or held back
             self._flush()
 
@@ -250,9 +253,10 @@ class DeviceConnection(EndingConnection):
         """Encrypt and transmit."""
         if self.phase is not LIVE or self._finished:
             return
-        assert self._live_route is not None
-        self.sent_bytes += len(data)
-        self._live_route.count_sent_bytes(len(data))
+        live_route, size = self._live_route, len(data)
+        assert live_route is not None
+        self.sent_bytes += size
+        live_route.sent_bytes.value += size
         self._put_off_idle()
         self._session.send(data)
         self._flush()
@@ -375,14 +379,16 @@ class DeviceConnection(EndingConnection):
 
     # Inside
 
+    def _received(self, data: bytes) -> None:
+        route, live_route, size = self._route, self._live_route, len(data)
+        if self.phase is LIVE and route is not None:
+            assert live_route is not None
+            self.received_bytes += size
+            live_route.received_bytes.value += size
+            route.device_sent(data)
+
     def _handle(self, event: Event) -> None:
-        if type(event) is Data:
-            if self.phase is LIVE and self._route is not None:
-                assert self._live_route is not None
-                self.received_bytes += len(event.data)
-                self._live_route.count_received_bytes(len(event.data))
-                self._route.device_sent(event.data)
-        elif type(event) is Established:
+        if type(event) is Established:
             self._established(event)
         elif type(event) is Failed:
             self._failed(event.error)

@@ -147,7 +147,7 @@ class EndingConnection(asyncio.Protocol):
         if output and self._transport is not None:
             size = len(output)
             self._transmitted += size
-            self._transport.send(output, flags)
+            self._transport.write(output, flags)
             if size > BULK_BYTES:
                 self._services.bulk.add(self._session)
 

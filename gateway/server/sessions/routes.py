@@ -58,8 +58,8 @@ class LiveRoute:
 
     def __init__(self, route: Route, metrics: WorkerMetrics) -> None:
         self.name: Final = route.name
-        self.count_received_bytes = metrics.received_bytes.labels(route.name).inc
-        self.count_sent_bytes = metrics.sent_bytes.labels(route.name).inc
+        self.received_bytes = metrics.received_bytes.labels(route.name)
+        self.sent_bytes = metrics.sent_bytes.labels(route.name)
         self._observe_ok = metrics.backend_duration.labels(route.backend, "ok").observe
         self._observe_error = metrics.backend_duration.labels(route.backend, "error").observe
         self._backend_name = route.backend

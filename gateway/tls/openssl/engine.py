@@ -13,6 +13,8 @@ __all__ = ["RECORD_BYTES", "ChooseKey", "Engine", "FindKey"]
 
 RECORD_BYTES: Final = 16384
 """Most plaintext bytes of one record (RFC 8446 section 5.1)."""
+_HEADER_BYTES: Final = 5
+"""Type, version, and the length of what follows, in two bytes (RFC 8446 section 5.1, RFC 5246 section 6.2.1)."""
 _BIO_BYTES_KEPT: Final = 512
 """Memory BIOs never shrink: after a larger piece they are replaced, which takes a microsecond, so that an idle session
 stays small. Two that have grown by 2 KiB would be a sixth of what it holds."""
@@ -44,6 +46,8 @@ class Engine:
         "_from_ssl",
         "_grown",
         "_into_ssl",
+        "_is_between_records",
+        "_is_one_record",
         "_to_drain",
         "_watched_at",
         "_write_bytes",
@@ -77,6 +81,8 @@ class Engine:
         self.identity: bytes | None = None  # what the client callback offered, kept while OpenSSL may read it
         self.error: BaseException | None = None
         self.ssl = ffi.gc(lib.SSL_new(context._context), lib.SSL_free)  # noqa: SLF001 - as above
+        self._is_between_records = False  # whether OpenSSL is known to hold nothing of another record
+        self._is_one_record = False  # whether what was fed is one record, neither less nor more
         self.is_more = False  # whether `read` has to be called again before anything is fed
         self._watched_at = 0
         self.keeps_buffers = False  # whether memory BIOs stay as large as they have grown
@@ -94,6 +100,9 @@ class Engine:
         size = len(data)
         if size > _BIO_BYTES_KEPT:
             self._grown = True
+        if self._is_between_records:
+            self._is_between_records = False
+            self._is_one_record = size > _HEADER_BYTES and size == _HEADER_BYTES + (data[3] << 8 | data[4])
         lib.BIO_write(self._into_ssl, data, size)
 
     def handshake(self) -> bool:
@@ -128,13 +137,20 @@ class Engine:
         At most 64 KiB at a time; read again while it `has_input` or a failure or a close stands behind the data, as
         `is_more` tells. Raises TlsFailure.
         """
-        self._to_drain = True  # an alert, or the answer to a key update
         ssl = self.ssl
         plain = per_thread.plain
         filled = lib.SSL_read(ssl, plain, SCRATCH_BYTES)
+        data: bytes
+        if filled > 0 and self._is_one_record:  # it had data: nothing stands behind it or is to be answered
+            self._is_one_record = self.is_more = False
+            self._is_between_records = True
+            data = ffi.unpack(plain, filled)
+            return data
+        self._is_one_record = False
+        self._to_drain = True  # an alert, or the answer to a key update
         if filled > 0:
             # A record that is taken from the memory BIO is taken whole, so an empty one has nothing more.
-            is_more = self.has_input
+            is_more = lib.BIO_get_mem_data(self._into_ssl, _NULL) > 0
             while is_more and filled <= SCRATCH_BYTES - RECORD_BYTES:
                 result = lib.SSL_read(ssl, plain + filled, SCRATCH_BYTES - filled)
                 if result <= 0:
@@ -143,8 +159,10 @@ class Engine:
                     break
                 filled += result
                 is_more = self.has_input
+            else:
+                self._is_between_records = not is_more
             self.is_more = is_more
-            data: bytes = ffi.unpack(plain, filled)
+            data = ffi.unpack(plain, filled)
             return data
         self.is_more = False
         error = lib.SSL_get_error(ssl, filled)

@@ -166,7 +166,7 @@ def test_what_is_lent_may_change_after_the_call(play: Play) -> None:
         lent = bytearray(8 << 20)
         for value in (1, 2):
             lent[:] = bytes([value]) * len(lent)
-            protocol.stream.send(memoryview(lent))
+            protocol.stream.write(memoryview(lent))
         assert protocol.stream.get_write_buffer_size() > len(lent)
         lent[:] = bytes(len(lent))
         received = await asyncio.to_thread(receive, peer, 2 * len(lent))
@@ -188,13 +188,13 @@ def receive(peer: socket.socket, size: int) -> bytes:
 def test_the_last_words_come_before_the_end(play: Play) -> None:
     async def body(stage: Stage) -> None:
         peer, protocol = await stage.connect()
-        protocol.stream.send(b"bye", SEND_LAST)
+        protocol.stream.write(b"bye", SEND_LAST)
         protocol.stream.write_eof()
         assert await asyncio.to_thread(peer.recv, 10) == b"bye"
         assert await asyncio.to_thread(peer.recv, 10) == b""
         peer.sendall(b"still heard")
         await until(lambda: protocol.received == b"still heard")
-        protocol.stream.send(b"never said", SEND_LAST)
+        protocol.stream.write(b"never said", SEND_LAST)
         protocol.stream.close()
         await protocol.lost
         peer.close()

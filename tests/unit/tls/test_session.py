@@ -13,7 +13,6 @@ from gateway.tls.openssl import ClientContext, TlsFailure, TlsVersion
 from gateway.tls.profiles import PROFILES, ProfileName
 from gateway.tls.session import (
     ClientSession,
-    Data,
     Established,
     Event,
     Failed,
@@ -238,8 +237,8 @@ def test_data_both_ways(context: ClientContext, size: int) -> None:
     server.send(payload)
     at_client, _ = converse(client, server)
     for events in (at_client, at_server):
-        assert b"".join(event.data for event in events if isinstance(event, Data)) == payload
-        assert all(isinstance(event, Data) for event in events)
+        assert b"".join(event for event in events if isinstance(event, bytes)) == payload
+        assert all(isinstance(event, bytes) for event in events)
 
 
 @pytest.mark.parametrize("context", [TLS12, TLS13])
@@ -250,7 +249,7 @@ def test_each_side_ends_on_its_own(context: ClientContext) -> None:
     assert server.is_open
     server.send(b"last words")
     server.close()
-    assert converse(client, server)[0] == [Data(b"last words"), PeerClosed()]
+    assert converse(client, server)[0] == [b"last words", PeerClosed()]
     assert not client.is_open
 
 
@@ -259,7 +258,31 @@ def test_data_and_close_in_one_flight() -> None:
     client.send(b"one")
     client.send(b"two")
     client.close()
-    assert converse(client, server)[1] == [Data(b"onetwo"), PeerClosed()]
+    assert converse(client, server)[1] == [b"onetwo", PeerClosed()]
+
+
+@pytest.mark.parametrize("context", [TLS12, TLS13])
+@pytest.mark.parametrize("whole", [False, True], ids=["first", "after a whole record"])
+def test_records_that_come_in_pieces_lose_nothing(context: ClientContext, whole: bool) -> None:
+    """Two records and a close, cut in two at every byte, from where OpenSSL stands between two records or may not."""
+    at = 0
+    while True:
+        client, server = connect(context, keys_of(), Policy())
+        if whole:
+            for _ in range(2):
+                client.send(b"zero")
+                assert converse(client, server)[1] == [b"zero"]
+        client.send(b"one")
+        client.send(b"two")
+        client.close()
+        flight = client.output()
+        *data, end = [*server.receive(flight[:at]), *server.receive(flight[at:])]
+        assert b"".join(each for each in data if isinstance(each, bytes)) == b"onetwo"
+        assert end == PeerClosed()
+        assert not server.output()
+        if at == len(flight):
+            return
+        at += 1
 
 
 def test_a_corrupted_record_ends_the_session_with_an_alert() -> None:
@@ -333,4 +356,4 @@ def test_grown_buffers_are_replaced(size: int) -> None:
     converse(client, server)
     assert server._engine._into_ssl != before
     client.send(b"still works")
-    assert converse(client, server)[1] == [Data(b"still works")]
+    assert converse(client, server)[1] == [b"still works"]
