@@ -1,8 +1,12 @@
 """What every test may use."""
 
+import signal
 from collections.abc import Callable
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""A shell's background job ignores it, and so would all programs that the tests start and interrupt."""
 
 _LINES = pytest.StashKey[list[str]]()
 
