@@ -30,6 +30,8 @@ from gateway.errors import GatewayError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
+    # A gateway that compiles its modules at each start is late, and has a heap left over in which sessions find room.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     console = Console(stderr=True, highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers are stopped then, too
     try:
