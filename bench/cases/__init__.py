@@ -26,9 +26,9 @@ CASES: Mapping[str, Case] = {
     "memory": Case(memory.run, rounds=3, quick_rounds=1),
     "messages": Case(messages.run),
     "changes": Case(changes.run, rounds=10),
-    "growth-registry": Case(growth.by_registry),
+    "growth-registry": Case(growth.by_registry, quick_rounds=1),
     "growth-sessions": Case(growth.by_sessions, quick_rounds=1),
-    "growth-workers": Case(growth.by_workers),
+    "growth-workers": Case(growth.by_workers, quick_rounds=1),
     "growth-restart": Case(growth.restart, rounds=3, quick_rounds=1),
     "import": Case(imports.run, rounds=1, quick_rounds=1),
 }
