@@ -10,7 +10,6 @@ import pytest
 
 from gateway.errors import BackendUnavailable
 from tests.support.backends import make_sink, message
-from tests.support.servers import free_port
 
 DEADLINE_S = 25
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -86,14 +85,14 @@ def test_a_server_that_is_none(kind: str, behaviour: Behaviour | None) -> None:
             finally:
                 writer.close()
 
-        port = free_port()
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
         settings = {
             key: value.replace("PORT", str(port)) if isinstance(value, str) else value
             for key, value in KINDS[kind].items()
         } | {"connect_timeout_s": 1}
         if kind == "kafka":
             settings["brokers"] = [f"127.0.0.1:{port}"]
-        server = await asyncio.start_server(serve, "127.0.0.1", port)
         async with server:
             sink = make_sink(settings)
             for _ in range(2):
