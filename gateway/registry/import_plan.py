@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, select
 
 from gateway.errors import RegistryRefused
 from gateway.registry import identities, schema
@@ -120,22 +120,24 @@ class Planner:
             ).where(table.realm_id == self.realm.id, table.identity.in_(wanted))
         )
         credentials = {row.identity: row for row in rows}
-        owners = {row.device_id for row in credentials.values()}
-        found = connection.execute(
-            select(
-                device_table.id,
-                device_table.name,
-                device_table.group_name,
-                device_table.labels,
-                device_table.networks,
-                device_table.disabled,
-            ).where(
-                device_table.realm_id == self.realm.id,
-                or_(
-                    device_table.name.in_([_name(device) for device in devices]), device_table.id.in_(owners)
-                ),
+        of_device = select(
+            device_table.id,
+            device_table.name,
+            device_table.group_name,
+            device_table.labels,
+            device_table.networks,
+            device_table.disabled,
+        )
+        names = [_name(device) for device in devices]
+        found = list(
+            connection.execute(
+                of_device.where(device_table.realm_id == self.realm.id, device_table.name.in_(names))
             )
-        ).all()
+        )
+        # Asked for apart: with an OR of both, SQLite reads every device of the realm.
+        others = {row.device_id for row in credentials.values()} - {row.id for row in found}
+        if others:
+            found += connection.execute(of_device.where(device_table.id.in_(others)))
         return _Known(credentials, {row.id: row for row in found}, {row.name: row.id for row in found})
 
     def _step(self, device: FileDevice, known: _Known) -> Step:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import sqlite3
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, event, func, select
 
 from gateway.errors import ConfigurationError, RegistryRefused
 from gateway.registry import feed, importing, schema
@@ -16,8 +17,10 @@ from gateway.registry.audit import AuditFilter
 from gateway.registry.exporting import ExportCounts, ExportOptions
 from gateway.registry.formats import FORMATS
 from gateway.registry.importing import Finding, ImportCounts, ImportOptions
+from gateway.registry.ledger import Author
 from gateway.registry.realms import NewRealm
 from gateway.registry.sealing import Key
+from gateway.registry.settings import RegistrySettings
 from gateway.registry.store import NewDevice, Registry
 
 KEY = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
@@ -400,6 +403,43 @@ def test_shared_keys_are_counted(registry: Registry, tmp_path: Path) -> None:
     shared = run(registry, path, format="mosquitto").shared
     assert shared.count == 3
     assert sorted(shared.examples) == ["default/a and default/there", "default/b and default/c"]
+
+
+def test_a_chunk_costs_the_same_however_many_devices_are_there(
+    new_registry: Callable[[str, Path], RegistrySettings], tmp_path: Path
+) -> None:
+    """Counted in steps of SQLite's own machine, which no busy host disturbs."""
+    newcomers = many(tmp_path / "newcomers", 100)
+    hundreds = 0
+
+    def count() -> int:
+        nonlocal hundreds
+        hundreds += 1
+        return 0
+
+    def watch(connection: Connection, *_: object) -> None:
+        database = connection.connection.driver_connection
+        assert isinstance(database, sqlite3.Connection)
+        database.set_progress_handler(count, 100)
+
+    def steps(registry: Registry) -> int:
+        nonlocal hundreds
+        hundreds = 0
+        event.listen(Engine, "before_cursor_execute", watch)
+        try:
+            assert len(check(registry, newcomers, format="mosquitto")) == 100
+        finally:
+            event.remove(Engine, "before_cursor_execute", watch)
+        return hundreds
+
+    with Registry(new_registry(f"sqlite:///{tmp_path}/registry.db", tmp_path), Author("a", "b")) as registry:
+        counted = []
+        for first, last in ((0, 300), (300, 3_000)):
+            documents = (device(f"there-{number}") for number in range(first, last))
+            run(registry, write_lines(tmp_path / "there", documents), format="jsonl")
+            counted.append(steps(registry))
+        few, many_more = counted
+        assert 0 < many_more < 1.5 * few, counted
 
 
 def test_a_removed_realm_takes_its_unfinished_imports_along(
