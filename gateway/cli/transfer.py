@@ -73,6 +73,7 @@ def import_devices(
     labels = parse_labels(label)
     settings = load_settings(config)
 
+    from gateway.net.loop import freeze
     from gateway.registry.importing import ImportOptions
 
     options = ImportOptions(
@@ -86,6 +87,7 @@ def import_devices(
     left = "nothing was written"
     try:
         with open_registry(settings) as registry, registry.importer(file, options) as importer:
+            freeze()  # a million devices make the collector look through all that is loaded time and again
             if dry_run:
                 _dry_run(importer, as_json=as_json)
                 return
