@@ -52,8 +52,12 @@ def test_memory_is_bounded_and_the_last_half_is_remembered(keys: list[int], keys
         assert penalties._failures.find(key) is not None
 
 
+REMEMBERED_S = FORGOTTEN_AFTER_S - 1e-6
+"""Times are sums of these gaps: at the bound itself their rounding may go beyond it."""
+
+
 @patient
-@given(st.lists(st.floats(0, FORGOTTEN_AFTER_S), min_size=1, max_size=50), st.floats(0, 10))
+@given(st.lists(st.floats(0, REMEMBERED_S), min_size=1, max_size=50), st.floats(0, 10))
 def test_a_penalty_never_shrinks_while_it_fails(gaps: list[float], max_s: float) -> None:
     penalties = Penalties(max_s)
     waits = [penalties.failed("key", now) for now in itertools.accumulate(gaps)]
