@@ -109,8 +109,8 @@ class Relay(asyncio.Protocol):
         """Pass bytes on to the service."""
         if self._service is None:
             self._waiting.append(data)  # at most what one read of the device brought: it is paused
-        else:
-            self._service.write(data)  # which forgets it when the service is gone
+        elif not self._service.is_closing():  # over TLS what is written then would be an error in the log
+            self._service.write(data)
 
     def device_finished(self, *, orderly: bool) -> None:  # noqa: ARG002 - a stream ends either way
         """Pass the end on to the service."""

@@ -24,7 +24,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def freeze() -> None:
-    """Everything that is loaded stays: the collector need not look at it again with every connection that comes."""
+    """Everything that is loaded stays: the collector need not look at it again for all that comes and goes."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)

@@ -107,8 +107,10 @@ class _Session:
 
     def send(self, data: bytes) -> None:
         """Encrypt `data` for the peer. Only while open and before `close`."""
+        assert self._engine is not None
+        assert self._open
+        assert not self._sent_close
         if not self._over:
-            assert self._engine is not None
             self._engine.write(data)
 
     def close(self) -> None:

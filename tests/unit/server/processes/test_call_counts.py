@@ -115,7 +115,7 @@ def test_a_relayed_record(tmp_path: Path, measured: Report) -> None:
             async def send() -> None:
                 await device.exchange(data, lambda answer: len(answer) == len(data))
 
-            check("a record relayed and echoed", await per_unit(calls, send), (27, 27), calls, measured)
+            check("a record relayed and echoed", await per_unit(calls, send), (28, 27), calls, measured)
             await device.close()
         service.close()
 
