@@ -33,7 +33,7 @@ enum {
     OUT_BYTES = 64 * 1024,
     IN_BYTES = 64 * 1024,
     RECORD_BYTES = 16 * 1024,
-    TIMEOUT_S = 120,
+    TIMEOUT_S = 600,
 };
 
 struct connection {

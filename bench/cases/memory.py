@@ -17,6 +17,8 @@ FRESH = "fresh"
 MOVED = "after 64 KB both ways"
 FRAMED = f"{GATEWAY}, framed"
 STREAM = f"{GATEWAY}, stream"
+_SESSIONS = 1000
+"""Many, since a route holds some messages and a batch however many sessions it has, and they are counted with them."""
 _WARM_UP = 16
 _SETTLE_S = 0.5
 _LINES = 8192
@@ -45,7 +47,7 @@ def run(suite: Suite) -> None:
 
 
 def _fresh(suite: Suite, name: str, peer: Peer) -> None:
-    sessions = suite.pick(1000, 300)
+    sessions = suite.pick(_SESSIONS, 300)
     suite.say(f"{name}: {sessions} idle sessions")
     with running(peer) as server:
         empty = _Empty.of(suite, server)
@@ -55,7 +57,7 @@ def _fresh(suite: Suite, name: str, peer: Peer) -> None:
 
 
 def _moved(suite: Suite, name: str, peer: Peer) -> None:
-    sessions = suite.pick(200, 50)
+    sessions = suite.pick(_SESSIONS, 50)
     suite.say(f"{name}: {sessions} sessions, 64 KB both ways")
     with running(peer) as server, ExitStack() as stack:
         empty = _Empty.of(suite, server)

@@ -23,7 +23,15 @@ from gateway.forward.receipt import Receipt
 from gateway.forward.window import Window
 from gateway.wire.framing import Reason
 
-__all__ = ["BATCH_BYTES_MAX", "BATCH_MESSAGES_MAX", "Answer", "Attempt", "DirectDelivery", "attempt"]
+__all__ = [
+    "BATCH_BYTES_MAX",
+    "BATCH_MESSAGES_MAX",
+    "WINDOW_MESSAGES_MAX",
+    "Answer",
+    "Attempt",
+    "DirectDelivery",
+    "attempt",
+]
 
 log = structlog.get_logger()
 
@@ -31,8 +39,10 @@ BATCH_MESSAGES_MAX: Final = 500
 """Bounds the time that the event loop encodes at a stretch (2 us each)."""
 BATCH_BYTES_MAX: Final = 1 << 20
 """Of payload; bounds what is held twice while it is written. A single larger message still goes."""
+WINDOW_MESSAGES_MAX: Final = 2 * BATCH_MESSAGES_MAX
+"""What a route may have from its sessions in each worker: the batch that is out and the next one. More would only wait."""
 WINDOW_BYTES_MAX: Final = 16 << 20
-"""What may wait for the backend in each worker, beside what is out: some 50,000 small messages, a second of load."""
+"""The same in bytes, for large messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +119,8 @@ class DirectDelivery:
     """Delivers without a spool: `ok` is the backend's word.
 
     The owner awaits `open`, runs `run` in one task of its own, and awaits `aclose`. What waits is bounded by
-    `window_bytes_max`: `is_full` asks the sessions to pause, and what comes in spite of that is refused as `full`.
+    WINDOW_MESSAGES_MAX and `window_bytes_max`: `is_full` asks the sessions to pause, and what comes in spite of that is
+    refused as `full` from twice the bytes on.
     """
 
     def __init__(
@@ -129,7 +140,7 @@ class DirectDelivery:
         self._timeout_s = timeout_s
         self._batch_messages_max = batch_messages_max
         self._batch_bytes_max = batch_bytes_max
-        self._window = Window(window_bytes_max)
+        self._window = Window(WINDOW_MESSAGES_MAX, window_bytes_max)
         self._waiting: deque[tuple[Message, Answer]] = deque()
         self._in_flight: list[tuple[Message, Answer]] = []
         self._wake = asyncio.Event()

@@ -54,7 +54,7 @@ class Delivery(Protocol):
 
     @property
     def is_full(self) -> bool:
-        """Whether too much is unconfirmed: then take what is there, and read no more."""
+        """Whether too much is unconfirmed: then take nothing more."""
 
     def when_free(self, resume: Callable[[], None]) -> None:
         """Call `resume` once, when it is not full any more."""
@@ -86,9 +86,9 @@ class FramedSession:
     """
 
     __slots__ = (
-        "_ack", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_encode", "_finished", "_has_ids", "_held",
-        "_info", "_kind", "_log", "_lost", "_next_answer", "_number", "_paused", "_rest_counts", "_route_full", "_soon", "_stopping",
-        "_unconfirmed", "_unconfirmed_bytes", "_wall",
+        "_ack", "_answered", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_encode",
+        "_finished", "_has_ids", "_held", "_held_from", "_info", "_kind", "_log", "_lost", "_number", "_paused",
+        "_rest_counts", "_route_full", "_soon", "_stopping", "_unconfirmed", "_unconfirmed_bytes", "_wall",
     )  # fmt: skip
 
     def __init__(
@@ -116,12 +116,13 @@ class FramedSession:
         self._wall = wall
         self._soon = soon
         self._number = 0
-        self._next_answer = 1
+        self._answered = 0  # the last frame that has its answer, and so have all before it
         self._early: dict[int, bytes] | None = None  # made when an answer first overtakes another
         self._encode = encode
         self._has_ids = has_message_ids
-        self._answers: list[bytes] = []
-        self._held: list[memoryview] = []
+        self._answers: list[bytes] | None = None  # those that are due; an idle session keeps no empty list
+        self._held = b""  # what came while there was no room,
+        self._held_from = 0  # and so much of it is taken
         self._unconfirmed = 0
         self._unconfirmed_bytes = 0
         self._paused = False
@@ -139,10 +140,11 @@ class FramedSession:
 
     def device_sent(self, data: bytes) -> None:
         """Take the frames that these bytes complete, now or when there is room for them."""
-        if len(data) <= _PIECE_BYTES and not self._held and self._has_room:
+        if len(data) <= _PIECE_BYTES and not self._held and self._has_room():
             self._take(self._decoder.feed(data))
         else:
-            self._held.append(memoryview(data))
+            self._held = self._held[self._held_from :] + data
+            self._held_from = 0
             self._take_held()
 
     def device_finished(self, *, orderly: bool) -> None:
@@ -156,7 +158,7 @@ class FramedSession:
         """What was received is delivered all the same; nobody hears the answers."""
         self._lost = True
         self._device_slow = False
-        self._answers.clear()
+        self._answers = None
         self._early = None
         if self._held:
             self._go_on()
@@ -190,34 +192,42 @@ class FramedSession:
         self._device.send(frame)
 
     @property
+    def _is_held_back(self) -> bool:
+        """Whether something keeps the device from being read; what it is lets go on when it is over."""
+        return self._paused or self._device_slow or self._route_full
+
     def _has_room(self) -> bool:
-        """Whether frames may be taken now."""
-        return not (self._paused or self._device_slow or self._route_full)
+        """Whether frames may be taken now; if the route is full it will say when they may."""
+        if self._is_held_back:
+            return False
+        if self._delivery.is_full:
+            self._route_full = True
+            self._device.pause_receiving()
+            self._delivery.when_free(self._release)
+            return False
+        return True
 
     @property
     def _unanswered(self) -> int:
-        return self._unconfirmed + len(self._early or ()) + len(self._answers)
+        return self._unconfirmed + len(self._early or ()) + len(self._answers or ())
 
     def _take_held(self) -> None:
         """Take what is held as far as the bounds allow, and then the end of the device."""
-        held = self._held
-        while held and self._has_room:
-            data = held[0]
-            if len(data) > _PIECE_BYTES:
-                held[0] = data[_PIECE_BYTES:]
-            else:
-                del held[0]
-            self._take(self._decoder.feed(data[:_PIECE_BYTES]))
-        if self._rest_counts and not held:
+        while self._held and self._has_room():
+            piece = self._held[self._held_from : self._held_from + _PIECE_BYTES]
+            self._held_from += _PIECE_BYTES
+            if self._held_from >= len(self._held):
+                self._held, self._held_from = b"", 0
+            self._take(self._decoder.feed(piece))
+        if self._rest_counts and not self._held:
             self._rest_counts = False
             if rest := self._decoder.finish():
                 self._take(rest)
 
     def _go_on(self) -> None:
         """There may be room: take what is held, then read the device again."""
-        if self._has_room:
-            self._take_held()
-        if self._has_room and not self._lost:
+        self._take_held()
+        if not (self._is_held_back or self._lost):
             self._device.resume_receiving()
 
     def _go_on_if_room(self) -> None:
@@ -249,10 +259,6 @@ class FramedSession:
         ):
             self._paused = True
             self._device.pause_receiving()
-        if not self._route_full and self._delivery.is_full:
-            self._route_full = True
-            self._device.pause_receiving()
-            self._delivery.when_free(self._release)
 
     def _release(self) -> None:
         """The route has room again."""
@@ -326,28 +332,28 @@ class FramedSession:
         """Queue the answer to frame `number` (empty: there is none) behind those of all frames before it."""
         if self._lost:
             return
-        if number != self._next_answer:
+        if number != self._answered + 1:
             if self._early is None:
                 self._early = {}
             self._early[number] = answer
             return
-        if not self._answers:
+        answers = self._answers
+        if answers is None:
+            self._answers = answers = []
             self._soon(self._flush)
-        self._answers.append(answer)
-        number += 1
-        while self._early and number in self._early:
-            self._answers.append(self._early.pop(number))
+        answers.append(answer)
+        while self._early and number + 1 in self._early:
             number += 1
-        self._next_answer = number
+            answers.append(self._early.pop(number))
+        self._answered = number
 
     def _flush(self) -> None:
         """Send the answers that are due, in one record."""
-        answers = b"".join(self._answers)
-        self._answers.clear()
-        if self._lost:
+        answers, self._answers = self._answers, None
+        if answers is None:  # nobody hears them any more
             return
-        if answers:
-            self._device.send(answers)
+        if data := b"".join(answers):
+            self._device.send(data)
         self._go_on_if_room()
         self._end_if_settled()
 
@@ -355,8 +361,8 @@ class FramedSession:
         if (
             (self._finished or self._stopping)
             and not self._lost
-            and self._next_answer > self._number
-            and not self._answers
+            and self._answered == self._number
+            and self._answers is None
             and not self._held
         ):
             self._device.close()

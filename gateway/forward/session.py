@@ -9,7 +9,7 @@ from gateway.net.poller import Poller
 __all__ = ["DeviceEnd", "DeviceInfo", "RouteSession", "StreamEnd"]
 
 
-class DeviceInfo(msgspec.Struct, frozen=True):
+class DeviceInfo(msgspec.Struct, frozen=True, gc=False):
     """Who is connected. `session` is a UUIDv7, new for every connection; `peer` and `local` are the addresses of the
     device and of the listener, as far as they are known.
     """

@@ -1,5 +1,6 @@
 """How much of one route may wait in memory."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -12,42 +13,50 @@ MESSAGE_BYTES: Final = 300
 
 
 class Window:
-    """Counts what waits, in bytes, and says when senders are to pause and to go on.
+    """Counts what waits, and says when senders are to pause and to go on.
 
-    Full at `bytes_max`. Senders pause, but what they have read comes all the same; from twice `bytes_max` nothing more
-    fits, and must be refused. Senders go on when half is free again.
+    Full at `messages_max` or `bytes_max`. Senders pause, but what they have taken comes all the same; from twice
+    `bytes_max` nothing more fits, and must be refused. When half is free again senders go on, those first that have paused
+    first, until it is full.
     """
 
-    __slots__ = ("_bytes", "_bytes_max", "_paused")
+    __slots__ = ("_bytes", "_bytes_max", "_messages", "_messages_max", "_paused")
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, messages_max: int, bytes_max: int) -> None:
+        self._messages_max = messages_max
         self._bytes_max = bytes_max
+        self._messages = 0
         self._bytes = 0
-        self._paused: list[Callable[[], None]] = []
+        self._paused: deque[Callable[[], None]] = deque()
 
     @property
     def is_full(self) -> bool:
         """Whether senders are to pause."""
-        return self._bytes >= self._bytes_max
+        return self._messages >= self._messages_max or self._bytes >= self._bytes_max
+
+    @property
+    def _is_half_free(self) -> bool:
+        return self._messages <= self._messages_max // 2 and self._bytes <= self._bytes_max // 2
 
     def add(self, message: Message) -> bool:
         """Count a message; False when it does not fit, then it is not counted."""
         if self._bytes >= 2 * self._bytes_max:
             return False
+        self._messages += 1
         self._bytes += len(message.payload) + MESSAGE_BYTES
         return True
 
     def remove(self, message: Message) -> None:
         """The message waits no more. May call those that paused."""
+        self._messages -= 1
         self._bytes -= len(message.payload) + MESSAGE_BYTES
-        if self._paused and self._bytes <= self._bytes_max // 2:
-            paused, self._paused = self._paused, []
-            for resume in paused:
-                resume()
+        if self._paused and self._is_half_free:
+            while self._paused and not self.is_full:
+                self._paused.popleft()()
 
     def when_free(self, resume: Callable[[], None]) -> None:
         """Call `resume` once, when half is free: at once if it is."""
-        if self._bytes <= self._bytes_max // 2:
+        if self._is_half_free:
             resume()
         else:
             self._paused.append(resume)

@@ -112,9 +112,11 @@ class FileBackend:
         """Append the batch, and return when the fsync policy is met. Raises BackendUnavailable: nothing was taken,
         or it was written and fsync failed. Cancelling it does not stop the thread: the batch may still be written.
         """
-        lines = [encode_message(message, self._content_type, self._kind) for message in batch]
-        lines.append(b"")
-        await self._in_thread(self._appender.append, b"\n".join(lines))
+        lines = bytearray()  # not a list of lines to join, which would hold the batch twice
+        for message in batch:
+            lines += encode_message(message, self._content_type, self._kind)
+            lines += b"\n"
+        await self._in_thread(self._appender.append, lines)
 
     async def close(self) -> None:
         """Close after whatever the thread is doing. Closing twice is allowed."""
@@ -150,7 +152,7 @@ class LineAppender:
         with self._target.locked():
             pass
 
-    def append(self, lines: bytes) -> None:
+    def append(self, lines: bytes | bytearray) -> None:
         with self._target.locked(len(lines)) as fd:
             regular = stat.S_ISREG(os.fstat(fd).st_mode)
             start = os.lseek(fd, 0, os.SEEK_END) if regular else 0
@@ -256,7 +258,7 @@ def _is_at(fd: int, path: Path) -> bool:
         return False
 
 
-def _write_whole(fd: int, data: bytes) -> None:
+def _write_whole(fd: int, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         try:

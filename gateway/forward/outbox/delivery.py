@@ -17,7 +17,7 @@ import structlog
 
 from gateway.errors import SpoolError
 from gateway.forward.backends import Sink
-from gateway.forward.delivery import Attempt
+from gateway.forward.delivery import WINDOW_MESSAGES_MAX, Attempt
 from gateway.forward.framed import Answer
 from gateway.forward.message import Message
 from gateway.forward.outbox.deliverer import Deliverer
@@ -38,7 +38,7 @@ SCAN_INTERVAL_S: Final = 0.5
 DRAIN_S: Final = 2.0
 """How long closing goes on delivering; what is left is on the disk, and the next start goes on."""
 WINDOW_BYTES_MAX: Final = 8 << 20
-"""What may wait for a commit in each worker: some 15,000 small messages, and a commit takes milliseconds."""
+"""What may wait for a commit in each worker, beside WINDOW_MESSAGES_MAX; a commit takes milliseconds."""
 UNUSABLE_S: Final = 30.0
 """How long a spool that cannot be opened is left alone; a new one is written to meanwhile."""
 RETRY_MESSAGES: Final = 200
@@ -70,7 +70,7 @@ class SpooledDelivery:
         self._on_attempt = on_attempt
         self._on_commit = on_commit
         self._wall = wall
-        self._window = Window(WINDOW_BYTES_MAX)
+        self._window = Window(WINDOW_MESSAGES_MAX, WINDOW_BYTES_MAX)
         self._turn = asyncio.Lock()
         self._dead_turn = asyncio.Lock()
         self._own: Outbox | None = None

@@ -56,6 +56,9 @@ __all__ = ["DeviceConnection"]
 
 log = structlog.get_logger()
 
+_NO_LABELS: Final[dict[str, str]] = {}
+"""Of all sessions that have none."""
+
 FAILED_AFTER_S: Final = 0.005
 """An alert leaves so long after the identity has come: what the look-up found takes some microseconds more or less, and
 this many times more. A timer counts in milliseconds, which hides the rest."""
@@ -407,11 +410,9 @@ class DeviceConnection(EndingConnection):
         assert realm is not None
         self.tls_version = event.version
         self.cipher = event.cipher
-        self.identity = resolution.identity.decode("utf-8")
-        self.device = record.device
-        route = services.routes.choose(
-            self._listener.name, realm.name, record.group, self.identity, event.alpn
-        )
+        self.identity = identity = resolution.identity.decode("utf-8")
+        self.device = identity if record.device == identity else record.device  # mostly one string, kept once
+        route = services.routes.choose(self._listener.name, realm.name, record.group, identity, event.alpn)
         if route is None:
             self._handshake_ended(Outcome.NO_ROUTE, "no route matches: add one, or change `match`")
             self.phase = LIVE
@@ -445,11 +446,11 @@ class DeviceConnection(EndingConnection):
             self,
             DeviceInfo(
                 realm.name,
-                record.device,
-                self.identity,
+                self.device,
+                identity,
                 record.group,
                 self.session_id,
-                record.labels,
+                record.labels or _NO_LABELS,
                 self._socket_address("peername") if route.tells_addresses else None,
                 self._socket_address("sockname") if route.tells_addresses else None,
             ),

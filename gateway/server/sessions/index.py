@@ -1,5 +1,6 @@
 """The index of a worker's live sessions: by device, for kicks, revocation and listing."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -25,7 +26,7 @@ class SessionIndex(Generic[S]):
     def __init__(self) -> None:
         self._by_device: dict[int, S | set[S]] = {}
         # A set takes 216 bytes, and nearly all devices have one session.
-        self._ids: dict[tuple[str, str], int] = {}
+        self._ids: defaultdict[str, dict[str, int]] = defaultdict(dict)  # by realm and name; realms are few
         self._count = 0
 
     def __len__(self) -> int:
@@ -41,7 +42,7 @@ class SessionIndex(Generic[S]):
         if sessions is None:
             self._by_device[device_id] = session
             if device_id:  # newcomers have none of their own yet, and are looked for one by one
-                self._ids[session.realm, session.device] = device_id
+                self._ids[session.realm][session.device] = device_id
         elif isinstance(sessions, set):
             sessions.add(session)
         else:
@@ -58,9 +59,9 @@ class SessionIndex(Generic[S]):
             sessions = None
         if not sessions:
             del self._by_device[device_id]
-            name = (session.realm, session.device)
-            if self._ids.get(name) == device_id:  # a device that was added again has another id
-                del self._ids[name]
+            ids = self._ids[session.realm]
+            if ids.get(session.device) == device_id:  # a device that was added again has another id
+                del ids[session.device]
         self._count -= 1
 
     def of_devices(self, ranges: Iterable[tuple[int, int]]) -> list[S]:
@@ -84,7 +85,7 @@ class SessionIndex(Generic[S]):
 
     def named(self, realm: str | None, device: str | None) -> list[S]:
         """Sessions of one realm or device name, or of both; None matches all."""
-        if realm is not None and device is not None and (device_id := self._ids.get((realm, device))):
+        if realm is not None and device is not None and (device_id := self._ids.get(realm, {}).get(device)):
             return self.of_device(device_id)
         return [
             session

@@ -9,11 +9,15 @@ import uvloop
 
 from gateway.errors import BackendRefused, BackendUnavailable
 from gateway.forward.backends.file import FileBackend, FileSettings
-from gateway.forward.delivery import Attempt, DirectDelivery
+from gateway.forward.delivery import BATCH_MESSAGES_MAX, WINDOW_MESSAGES_MAX, Attempt, DirectDelivery
+from gateway.forward.framed import FramedSession
 from gateway.forward.message import Message
 from gateway.forward.receipt import Receipt
+from gateway.forward.session import DeviceInfo
 from gateway.forward.window import MESSAGE_BYTES
+from gateway.wire.cloudevents import PayloadKind
 from gateway.wire.framing import Reason
+from gateway.wire.framings import FRAMINGS
 
 DEADLINE_S = 30.0
 
@@ -243,6 +247,58 @@ def test_what_waits_is_bounded(run: Run) -> None:
     played = Scene(window_bytes_max=10_000)
     run(played.play(scene))
     assert sorted(number for number, reason in played.answers if reason is None) == list(range(20))
+
+
+def test_no_more_waits_than_the_next_batch(run: Run) -> None:
+    """A hundred sessions that send more than enough: what is beyond two batches stays with them, as it came."""
+
+    class Device:
+        def __init__(self) -> None:
+            self.heard = b""
+
+        def send(self, data: bytes) -> None:
+            self.heard += data
+
+        def pause_receiving(self) -> None: ...
+
+        def resume_receiving(self) -> None: ...
+
+    class Log:
+        def received(self) -> None: ...
+
+        def rejected(self, reason: Reason) -> None:
+            raise AssertionError(reason)
+
+    async def scene(scene: Scene) -> None:
+        devices = [Device() for _ in range(100)]
+        lines, piece = b"x\n" * 100, 100
+        soon = asyncio.get_running_loop().call_soon
+        for device in devices:
+            session = FramedSession(
+                device,  # type: ignore[arg-type]  # the part that such a session uses
+                DeviceInfo("default", "d", "d", None, "session"),
+                FRAMINGS["lines"].decoder(100),
+                scene.delivery,
+                Log(),  # type: ignore[arg-type]  # no reply is dropped
+                kind=PayloadKind.TEXT,
+                ack=True,
+                wall=lambda: 0.0,
+                soon=soon,
+            )
+            session.device_sent(lines)
+        batches: list[int] = []
+        while sum(batches) < len(devices) * 100:
+            batches.append(len(await scene.sink.arrived.get()))
+            assert scene.delivery.pending <= WINDOW_MESSAGES_MAX + piece
+            scene.end_batch()
+        await until_heard(devices)
+        assert batches == [BATCH_MESSAGES_MAX] * 20
+
+    async def until_heard(devices: list[Device]) -> None:
+        while not all(each.heard.endswith(b"ok 100\n") for each in devices):  # noqa: ASYNC110 - polled within the deadline of the test
+            await asyncio.sleep(0)
+
+    run(Scene().play(scene))
 
 
 def test_aclose_drains_first(run: Run) -> None:

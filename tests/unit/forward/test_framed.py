@@ -52,6 +52,7 @@ class FakeDelivery:
         self.messages: list[Message] = []
         self.unsettled: list[tuple[Message, Answer]] = []
         self.waiting: list[Callable[[], None]] = []
+        self.fills_up_at: int | None = None
 
     def when_free(self, resume: Callable[[], None]) -> None:
         self.waiting.append(resume)
@@ -59,6 +60,8 @@ class FakeDelivery:
     def submit(self, message: Message, done: Answer) -> None:
         self.messages.append(message)
         self.unsettled.append((message, done))
+        if len(self.messages) == self.fills_up_at:
+            self.is_full = True
 
     def settle(self, reason: Reason | None = None, reply: bytes | None = None, count: int = 1) -> None:
         for _ in range(count):
@@ -241,16 +244,40 @@ class TestBounds:
         assert play.is_read()
         assert play.device.sent.endswith(b"ok 100000\n")
 
-    def test_a_full_route_pauses_its_sessions(self) -> None:
+    def test_a_full_route_takes_nothing_from_its_sessions(self) -> None:
         play = Play()
         play.delivery.is_full = True
         play.session.device_sent(b"one\n")
-        play.session.device_sent(b"two\n")
+        play.session.device_sent(b"two\nthr")
         assert not play.is_read()
-        assert [m.payload for m in play.delivery.messages] == [b"one"]
+        assert play.delivery.messages == []
+        assert len(play.delivery.waiting) == 1
         play.delivery.free()
         assert play.is_read()
-        assert [m.payload for m in play.delivery.messages] == [b"one", b"two"]
+        play.session.device_sent(b"ee\n")
+        assert [m.payload for m in play.delivery.messages] == [b"one", b"two", b"three"]
+
+    def test_a_route_that_fills_up_meanwhile_takes_piece_after_piece(self) -> None:
+        play = Play()
+        lines = [b"%04d" % number for number in range(4000)]
+        play.delivery.is_full = True
+        play.session.device_sent(b"\n".join(lines[:1000]))
+        play.session.device_sent(b"\n" + b"\n".join(lines[1000:]) + b"\n")
+        before = 0
+        while len(play.delivery.messages) < len(lines):
+            assert not play.is_read()
+            free, play.delivery.waiting = play.delivery.waiting, []
+            play.delivery.is_full = False
+            play.delivery.fills_up_at = before + 1
+            for resume in free:
+                resume()
+            taken = len(play.delivery.messages)
+            assert before < taken <= before + 4096 // 5 + 1
+            before = taken
+            play.delivery.settle(count=len(play.delivery.unsettled))
+            play.run_soon()
+        assert [m.payload for m in play.delivery.messages] == lines
+        assert play.is_read()
 
     def test_a_full_route_and_the_end_of_the_device(self) -> None:
         play = Play()

@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from gateway.errors import BackendRefused, BackendUnavailable
+from gateway.forward.delivery import WINDOW_MESSAGES_MAX
 from gateway.forward.message import Message
 from gateway.forward.outbox import SpooledDelivery
 from gateway.forward.outbox.deliverer import BackOff
@@ -381,6 +382,27 @@ def test_spools_without_owner_are_adopted_and_removed(run: Run, tmp_path: Path) 
         assert len(list(scene.folder.glob("*.db"))) == 1
         assert [number for number in scene.backend.arrived if number < 3] == [1, 2]
         assert [number for number in scene.backend.arrived if number > 2] == [3, 4]
+
+    run(test())
+
+
+def test_what_waits_for_a_commit_is_bounded(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        scene = Scene(tmp_path / "spool")
+        waits = [*range(WINDOW_MESSAGES_MAX)]
+        resumed: list[int] = []
+        async with scene.delivery() as delivery:
+            scene.submit(delivery, *waits[:-1])
+            was_full = [delivery.is_full]
+            scene.submit(delivery, waits[-1])
+            was_full.append(delivery.is_full)
+            delivery.when_free(lambda: resumed.append(len(scene.answers)))
+            await until(lambda: len(scene.answers) == len(waits))
+            was_full.append(delivery.is_full)
+        assert was_full == [False, True, False]
+        # Answered within the commit that made room, ten at a time.
+        assert WINDOW_MESSAGES_MAX // 2 - 10 <= resumed[0] <= WINDOW_MESSAGES_MAX // 2
+        assert scene.answers == [(number, None) for number in waits]
 
     run(test())
 
