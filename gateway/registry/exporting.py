@@ -12,10 +12,11 @@ import secrets
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, select
 
 from gateway.errors import ConfigurationError, RegistryRefused

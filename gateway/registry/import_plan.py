@@ -26,8 +26,7 @@ OnConflict = Literal["fail", "skip", "update"]
 """What to do with a device whose name or identity is there already."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyedIdentity:
+class KeyedIdentity(msgspec.Struct, frozen=True):
     """A credential that is to be added; `values` are its columns but for the key."""
 
     identity: str
@@ -35,8 +34,7 @@ class KeyedIdentity:
     values: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Add:
+class Add(msgspec.Struct, frozen=True):
     """A new device; `values` are its columns."""
 
     device: FileDevice
@@ -180,12 +178,13 @@ class Planner:
     # New ones
 
     def _add(self, device: FileDevice, name: str) -> Add:
-        labels = _or(device.labels, {})
+        labels = self._labelled(_or(device.labels, _NO_LABELS))
+        networks = _or(device.networks, ())
         values = {
             "name": name,
             "group_name": _or(device.group, None) or self.group,
-            "labels": _json(self._labelled(labels)),
-            "networks": _json(_or(device.networks, ())),
+            "labels": _json(labels) if labels else "{}",
+            "networks": _json(networks) if networks else "[]",
             "disabled": _or(device.disabled, False),
         }
         return Add(device, name, values, [self._new(each) for each in device.credentials])
@@ -251,6 +250,8 @@ class Planner:
             update.keys.append((row.id, credential.identity, credential.key))
             update.changes.add("key")
 
+
+_NO_LABELS: Mapping[str, str] = {}
 
 _SHOWN = {
     "group_name": "group",

@@ -17,6 +17,7 @@ from gateway.registry.vault import Vault
 __all__ = ["SharedKeys", "Written", "write_steps"]
 
 _EXAMPLES: Final = 3
+_RARE: Final = ("not_before", "not_after", "revoked_at")
 
 
 @dataclass(slots=True)
@@ -133,6 +134,10 @@ class _Writer:
                     tombstones.c.identity.in_([row["identity"] for row in self._rows]),
                 )
             )
+        for column in _RARE:  # what no row has is left to the database, which takes a twentieth of the time
+            if all(row[column] is None for row in self._rows):
+                for row in self._rows:
+                    del row[column]
         self._connection.execute(insert(schema.credentials), self._rows)
 
     def shared(self) -> SharedKeys:

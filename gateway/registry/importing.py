@@ -261,7 +261,10 @@ class _Seen:
             return BadLine(
                 device.line, f"device {name!r} is in the file already: lines of one device follow each other"
             )
-        digests = {_digest_8(each.identity): each.identity for each in device.credentials}
+        digests = {
+            name_digest if each.identity == name else _digest_8(each.identity): each.identity
+            for each in device.credentials
+        }
         for digest, identity in digests.items():
             if digest in self._both or digest in self._identities:
                 return BadLine(device.line, f"identity {identity!r} is in the file already")

@@ -6,6 +6,8 @@ A change of this file needs a migration; `alembic check` in the tests says so.
 """
 
 import datetime as dt
+from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -66,6 +68,21 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         if dialect.name in {"mysql", "mariadb"}:
             return dialect.type_descriptor(mysql.DATETIME(fsp=6))
         return dialect.type_descriptor(DateTime())
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[dt.datetime | None], Any] | None:
+        """Rows that are written together have one moment in common: it is looked at once."""
+        process = super().bind_processor(dialect)
+        if process is None:
+            return None
+        last: tuple[dt.datetime | None, Any] = (None, None)
+
+        def processed(value: dt.datetime | None) -> Any:
+            nonlocal last
+            if value is not last[0]:
+                last = (value, process(value))
+            return last[1]
+
+        return processed
 
     def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | None:
         del dialect

@@ -7,8 +7,10 @@ already keeps what it has.
 import abc
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Literal, TypeVar, get_args
+
+import msgspec
+from msgspec.structs import replace
 
 from gateway.errors import RegistryRefused
 from gateway.registry.formats.keys import KeyEncoding
@@ -39,8 +41,7 @@ Feature = Literal["device", "group", "labels", "networks", "enabled", "hash", "w
 ALL_FEATURES: Final[frozenset[Feature]] = frozenset(get_args(Feature))
 
 
-@dataclass(frozen=True, slots=True)
-class FileCredential:
+class FileCredential(msgspec.Struct, frozen=True):
     """An identity of a file with its key, checked; no key: it is derived, or is not to change."""
 
     identity: str
@@ -51,8 +52,7 @@ class FileCredential:
     revoked_at: dt.datetime | Unchanged | None = UNCHANGED
 
 
-@dataclass(frozen=True, slots=True)
-class FileDevice:
+class FileDevice(msgspec.Struct, frozen=True):
     """A device of a file, checked, from the lines `line` to `last_line`. Without a name it is called as its identity."""
 
     line: int
@@ -65,8 +65,7 @@ class FileDevice:
     disabled: bool | Unchanged = UNCHANGED
 
 
-@dataclass(frozen=True, slots=True)
-class Ignored:
+class Ignored(msgspec.Struct, frozen=True):
     """An entry that is none of ours, such as a certificate; nothing is wrong with it."""
 
     line: int

@@ -11,11 +11,11 @@ several. Entries of one device that are all disabled disable the device; when on
 import datetime as dt
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.errors import RegistryRefused
 from gateway.registry import identities

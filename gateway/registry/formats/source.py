@@ -4,9 +4,10 @@ import codecs
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, NamedTuple, Self
+
+import msgspec
 
 from gateway.errors import RegistryRefused
 
@@ -26,8 +27,7 @@ class Line(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class BadLine:
+class BadLine(msgspec.Struct, frozen=True):
     """A line that cannot be taken, and why; never with a key."""
 
     line: int

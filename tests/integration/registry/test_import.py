@@ -1,5 +1,6 @@
 """Files of devices on every database: each format out and in again, conflicts, interruptions, bad lines."""
 
+import datetime as dt
 import json
 import os
 import sqlite3
@@ -23,6 +24,7 @@ from gateway.registry.sealing import Key
 from gateway.registry.settings import RegistrySettings
 from gateway.registry.store import NewDevice, Registry
 
+NOON = dt.datetime(2030, 1, 2, 12, 0, 0, 123456, tzinfo=dt.UTC)  # the clock of `registry`
 KEY = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
 TEXT_KEY = b"a key of text: 0123456789".hex()
 
@@ -286,6 +288,32 @@ def test_group_and_labels_for_all(registry: Registry, tmp_path: Path) -> None:
     a, b = registry.devices()
     assert (a.group, a.labels) == ("own", {"x": "9"})
     assert (b.group, b.labels) == ("given", {"x": "9", "y": "2"})
+
+
+@pytest.mark.parametrize("column", ["not_before", "not_after", "revoked_at"])
+def test_moments_that_few_have(registry: Registry, tmp_path: Path, column: str) -> None:
+    """What no row of a chunk has is not written, and a moment that follows itself is looked at once."""
+    moments = [
+        None,
+        "2031-02-03T04:05:06Z",
+        "2031-02-03T04:05:06Z",
+        "2032-01-01T00:00:00Z",
+        None,
+        "2031-02-03T04:05:06Z",
+    ]
+    lines = [
+        device(f"d{n}", credential(f"d{n}", **({column: at} if at else {}))) for n, at in enumerate(moments)
+    ]
+    run(registry, write_lines(tmp_path / "file", lines), format="jsonl")
+    credentials = [each for device in registry.devices() for each in device.credentials]
+    for name in ("not_before", "not_after", "revoked_at"):
+        expected = (
+            [at and dt.datetime.fromisoformat(at) for at in moments]
+            if name == column
+            else [None] * len(moments)
+        )
+        assert [getattr(each, name) for each in credentials] == expected
+    assert [each.created_at for each in credentials] == [NOON] * len(moments)
 
 
 def many(path: Path, count: int) -> Path:
