@@ -134,7 +134,7 @@ class _Writer:
                     tombstones.c.identity.in_([row["identity"] for row in self._rows]),
                 )
             )
-        for column in _RARE:  # what no row has is left to the database, which takes a twentieth of the time
+        for column in _RARE:  # what no row has need not be bound for each
             if all(row[column] is None for row in self._rows):
                 for row in self._rows:
                     del row[column]

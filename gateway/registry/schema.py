@@ -70,7 +70,7 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
         return dialect.type_descriptor(DateTime())
 
     def bind_processor(self, dialect: Dialect) -> Callable[[dt.datetime | None], Any] | None:
-        """Rows that are written together have one moment in common: it is looked at once."""
+        """Rows that are written together have one moment in common: it is looked at once. Several threads may ask."""
         process = super().bind_processor(dialect)
         if process is None:
             return None
@@ -78,9 +78,10 @@ class UtcDateTime(TypeDecorator[dt.datetime]):
 
         def processed(value: dt.datetime | None) -> Any:
             nonlocal last
-            if value is not last[0]:
-                last = (value, process(value))
-            return last[1]
+            known = last
+            if value is not known[0]:
+                last = known = (value, process(value))
+            return known[1]
 
         return processed
 
