@@ -193,14 +193,17 @@ class FramedSession:
 
     @property
     def _is_held_back(self) -> bool:
-        """Whether something keeps the device from being read; what it is lets go on when it is over."""
-        return self._paused or self._device_slow or self._route_full
+        """Whether something keeps frames from being taken; what it is lets go on when it is over."""
+        return self._paused or self._device_slow or (self._route_full and not self._stopping)
 
     def _has_room(self) -> bool:
-        """Whether frames may be taken now; if the route is full it will say when they may."""
+        """Whether frames may be taken now; if the route is full it will say when they may.
+
+        While the session stops they are refused, which takes no room in the route.
+        """
         if self._is_held_back:
             return False
-        if self._delivery.is_full:
+        if self._delivery.is_full and not self._stopping:
             self._route_full = True
             self._device.pause_receiving()
             self._delivery.when_free(self._release)

@@ -279,6 +279,18 @@ class TestBounds:
         assert [m.payload for m in play.delivery.messages] == lines
         assert play.is_read()
 
+    def test_a_session_that_stops_waits_for_no_full_route(self) -> None:
+        play = Play()
+        play.delivery.is_full = True
+        play.session.device_sent(b"one\ntwo\n")
+        play.session.device_sent(b"three\n")
+        play.session.stop()
+        assert play.heard() == b"error 1 stopping\nerror 2 stopping\nerror 3 stopping\n"
+        assert play.is_closed()
+        assert play.delivery.messages == []
+        play.delivery.free()
+        assert play.log.reasons == [Reason.STOPPING] * 3
+
     def test_a_full_route_and_the_end_of_the_device(self) -> None:
         play = Play()
         play.delivery.is_full = True
