@@ -221,6 +221,7 @@ def test_idle_credentials_are_refused_and_live_sessions_are_in_use(gateway: Gate
         with Session(gateway.port(), live.identity, live.key) as session:
             # Both are written as used now, else the days that pass are not those since their use.
             wait_for(lambda: all(last_used(gateway, name) for name in ("idle", "live")), 20)
+            gateway.wait_until_followed()  # else a worker reports the use again, on the day that has come
             write(engine, pass_days)
             wait_for(lambda: not is_accepted(gateway.port(), idle.identity, idle.key), 3)
             assert session.ask(b"still here") == b"ok 1"
