@@ -35,6 +35,7 @@ from gateway.server.control.messages import (
 )
 from gateway.server.processes.child import configured, live, run_child
 from gateway.server.processes.follower_settings import FollowerSettings
+from gateway.server.processes.heap import give_back_large_blocks
 from gateway.server.processes.keys import refresh_keys
 from gateway.telemetry.aggregate import snapshot
 from gateway.telemetry.logs import setup
@@ -278,6 +279,7 @@ async def _main(control_fd: int) -> None:
     channel, configuration = await configured(control_fd)
     settings = FollowerSettings.model_validate_json(configuration.settings)
     setup(settings.log, process="follower")
+    give_back_large_blocks()  # pages of the registry at a copy, and what the database sorts for the count of each minute
     process = FollowerProcess(settings, channel)
     await live(process.run(), channel, process.handle, process.stop, process.metrics)
 
