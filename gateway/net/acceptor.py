@@ -63,7 +63,7 @@ class Acceptor:
                 self._rest(exc)
                 return
             sock = socket.SocketType(self._family, socket.SOCK_STREAM, self._proto, descriptor)
-            Stream(self._poller, sock, peer, self._make()).start()
+            Stream(self._poller, sock, peer[0] if peer else "", self._make()).start()
 
     def _rest(self, exc: OSError) -> None:
         """There is no descriptor or memory for one more: those that wait are accepted when there is."""

@@ -80,7 +80,7 @@ class Connecting:
             self._done(self, OSError(error, os.strerror(error)))
         elif events & select.EPOLLOUT:
             self._sock = None
-            stream = Stream(self._poller, sock, self._address, self._protocol)
+            stream = Stream(self._poller, sock, self._address[0], self._protocol)
             stream.is_newcomer = False
             self._poller.replace(sock.fileno(), stream)
             self._done(self, None)

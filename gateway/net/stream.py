@@ -9,6 +9,7 @@ ended its side, whose end is to be seen too. A paused stream remembers that ther
 """
 
 import asyncio
+import contextlib
 import select
 import socket
 from typing import Any, Final
@@ -31,18 +32,18 @@ BUFFERED_BYTES_MAX: Final = 64 * 1024
 
 
 class Stream(asyncio.Transport):
-    """One connection. `peer` is the address of the other end as the kernel writes it.
+    """One connection. `host` is the numeric address of the other end, empty for a Unix socket.
 
     What a protocol raises ends its connection and is told to the loop's exception handler, as with any transport.
     """
 
     __slots__ = (
         "_descriptor", "_error", "_finishing", "_high", "_is_closing", "_is_ended", "_is_lost", "_is_paused",
-        "_is_readable", "_is_writing_paused", "_protocol", "_rest", "_sock", "is_newcomer", "peer", "poller",
+        "_is_readable", "_is_writing_paused", "_protocol", "_rest", "_sock", "host", "is_newcomer", "poller",
     )  # fmt: skip
 
     def __init__(
-        self, poller: Poller, sock: socket.SocketType, peer: Any, protocol: asyncio.Protocol
+        self, poller: Poller, sock: socket.SocketType, host: str, protocol: asyncio.Protocol
     ) -> None:
         self.poller = poller
         self._sock = sock
@@ -58,7 +59,7 @@ class Stream(asyncio.Transport):
         self._is_ended = False  # the peer's FIN was seen
         self._is_closing = False
         self._is_lost = False
-        self.peer = peer
+        self.host = host
         self.is_newcomer = True
         """Until the owner says otherwise."""
 
@@ -220,12 +221,13 @@ class Stream(asyncio.Transport):
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """`peername`, `sockname`, `socket`."""
-        if name == "peername":
-            return self.peer
         if name == "socket":
             return self._sock
         if name == "sockname":
             return self._sock.getsockname()
+        if name == "peername":
+            with contextlib.suppress(OSError):  # it has reset the connection
+                return self._sock.getpeername()
         return default
 
     # The end

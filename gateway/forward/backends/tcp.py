@@ -192,7 +192,7 @@ class TcpBackend:
             b"" if info is None or not self._settings.proxy_protocol else encode_header(info)
         )
         if tls is None:
-            stream = Stream(poller, sock, address, protocol)
+            stream = Stream(poller, sock, address[0], protocol)
             stream.is_newcomer = False  # a device that has proved its key waits for it
             stream.start()
             return

@@ -138,8 +138,11 @@ class DeviceConnection(EndingConnection):
         """Admit the connection, or drop it."""
         services = self._services
         self._transport = transport
-        peer = transport.peer if self._proxied is None else self._proxied.source
-        self.address = address = peer[0] if peer else ""
+        proxied = self._proxied
+        if proxied is None:
+            self.address = address = transport.host
+        else:
+            self.address = address = proxied.source[0] if proxied.source else ""
         if services.tracers.active:
             self._session.watch = self._trace = services.tracers.accepted(self)
         now = services.now()

@@ -41,7 +41,7 @@ class ProxiedConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the header, if there has to be one."""
         self._transport = transport = cast("Stream", transport)
-        self._address = transport.peer[0] if transport.peer else ""
+        self._address = transport.host
         services = self._services
         if self._address not in self._listener.balancers:
             self._hand_over(None)

@@ -109,7 +109,7 @@ def test_more_than_one_read_and_the_end_behind_it_are_read(play: Play) -> None:
         await until(lambda: protocol.heard)
         assert protocol.received == data
         assert protocol.heard == ["eof"]
-        assert protocol.stream.peer[0] == "127.0.0.1"
+        assert protocol.stream.host == "127.0.0.1"
         protocol.stream.close()
         assert await protocol.lost is None
 
