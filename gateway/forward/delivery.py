@@ -20,7 +20,7 @@ from gateway.forward.backends import Sink
 from gateway.forward.framed import Answer
 from gateway.forward.message import Message
 from gateway.forward.receipt import Receipt
-from gateway.forward.window import Window
+from gateway.forward.window import Sender, Window
 from gateway.wire.framing import Reason
 
 __all__ = [
@@ -158,9 +158,9 @@ class DirectDelivery:
         """Whether sessions are to pause."""
         return self._window.is_full
 
-    def when_free(self, resume: Callable[[], None]) -> None:
-        """Call `resume` once, when they need not any more."""
-        self._window.when_free(resume)
+    def when_free(self, sender: Sender) -> None:
+        """Tell `sender` once, when it need not any more."""
+        self._window.when_free(sender)
 
     def submit(self, message: Message, done: Answer) -> None:
         """Take a message; after `aclose` has begun it is refused as `stopping`. `done` is never called from within."""

@@ -11,9 +11,12 @@ came, and the device is not read, until answers have left.
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import msgspec
+
 from gateway.errors import ControlError, LimitReached
 from gateway.forward.message import Message
 from gateway.forward.session import DeviceEnd, DeviceInfo
+from gateway.forward.window import Sender
 from gateway.wire.cloudevents import PayloadKind, check_payload
 from gateway.wire.framing import (
     Frame,
@@ -29,7 +32,7 @@ from gateway.wire.framing import (
     split_message_id,
 )
 
-__all__ = ["Answer", "Delivery", "FramedSession", "MessageLog"]
+__all__ = ["Answer", "Delivery", "FramedSession", "FramedTerms", "MessageLog"]
 
 _UNANSWERED_MAX: Final = 256
 """Frames of one session that may wait for their answer; 256 of 100 bytes fill a batch, more only wait in memory."""
@@ -56,8 +59,8 @@ class Delivery(Protocol):
     def is_full(self) -> bool:
         """Whether too much is unconfirmed: then take nothing more."""
 
-    def when_free(self, resume: Callable[[], None]) -> None:
-        """Call `resume` once, when it is not full any more."""
+    def when_free(self, sender: Sender) -> None:
+        """Tell `sender` once, when it is not full any more."""
 
     def submit(self, message: Message, done: "Answer") -> None:
         """Deliver; `done` is called exactly once with it, never from within: None when it is safe, else why not."""
@@ -76,19 +79,30 @@ class MessageLog(Protocol):
         """The backend's reply does not fit the framing of the route: the device was told `ok` in its place."""
 
 
-class FramedSession:
-    """One session of a framed route, a `RouteSession`.
+class FramedTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What all sessions of a framed route have in common."""
 
-    `decoder` takes apart what the device sends, `encode` makes a frame of what it is told. With `has_message_ids`
-    each frame begins with an id of the device's own.
-    `wall` gives Unix seconds for the receive time; `soon` runs a function after what the event loop does now, so that
-    the answers to a batch leave in one record.
-    """
+    kind: PayloadKind
+    ack: bool
+    """whether each frame that is safe is answered"""
+    log: MessageLog
+    wall: Callable[[], float]
+    """Unix seconds, for the receive time"""
+    soon: Callable[[Callable[[], None]], object]
+    """runs a function after what the event loop does now, so that the answers to a batch leave in one record"""
+    encode: Callable[[bytes], bytes] = encode_line
+    """makes a frame of what a device is told"""
+    has_message_ids: bool = False
+    """whether each frame begins with an id of the device's own"""
+
+
+class FramedSession:
+    """One session of a framed route, a `RouteSession`. `decoder` takes apart what the device sends."""
 
     __slots__ = (
-        "_ack", "_answered", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_encode",
-        "_finished", "_has_ids", "_held", "_held_from", "_info", "_kind", "_log", "_lost", "_number", "_paused",
-        "_rest_counts", "_route_full", "_soon", "_stopping", "_unconfirmed", "_unconfirmed_bytes", "_wall",
+        "_answered", "_answers", "_decoder", "_delivery", "_device", "_device_slow", "_early", "_finished", "_held",
+        "_held_from", "_info", "_lost", "_number", "_paused", "_rest_counts", "_route_full", "_stopping", "_terms",
+        "_unconfirmed", "_unconfirmed_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -97,29 +111,16 @@ class FramedSession:
         info: DeviceInfo,
         decoder: FrameDecoder,
         delivery: Delivery,
-        log: MessageLog,
-        *,
-        kind: PayloadKind,
-        ack: bool,
-        wall: Callable[[], float],
-        soon: Callable[[Callable[[], None]], object],
-        encode: Callable[[bytes], bytes] = encode_line,
-        has_message_ids: bool = False,
+        terms: FramedTerms,
     ) -> None:
         self._device = device
         self._info = info
         self._decoder = decoder
         self._delivery = delivery
-        self._log = log
-        self._kind = kind
-        self._ack = ack
-        self._wall = wall
-        self._soon = soon
+        self._terms = terms
         self._number = 0
         self._answered = 0  # the last frame that has its answer, and so have all before it
         self._early: dict[int, bytes] | None = None  # made when an answer first overtakes another
-        self._encode = encode
-        self._has_ids = has_message_ids
         self._answers: list[bytes] | None = None  # those that are due; an idle session keeps no empty list
         self._held = b""  # what came while there was no room,
         self._held_from = 0  # and so much of it is taken
@@ -186,10 +187,16 @@ class FramedSession:
         if self._device_slow:
             raise LimitReached("the device does not read what is sent to it: try again later")
         try:
-            frame = self._encode(encode_command(command_id, payload))
+            frame = self._terms.encode(encode_command(command_id, payload))
         except ValueError as exc:
             raise ControlError(f"the payload cannot be sent: {exc}") from exc
         self._device.send(frame)
+
+    def route_is_free(self) -> None:
+        """The route has room again."""
+        self._route_full = False
+        self._go_on()
+        self._end_if_settled()
 
     @property
     def _is_held_back(self) -> bool:
@@ -206,7 +213,7 @@ class FramedSession:
         if self._delivery.is_full and not self._stopping:
             self._route_full = True
             self._device.pause_receiving()
-            self._delivery.when_free(self._release)
+            self._delivery.when_free(self)
             return False
         return True
 
@@ -244,14 +251,15 @@ class FramedSession:
             self._go_on()
 
     def _take(self, frames: list[Frame]) -> None:
-        received_at = self._wall() if frames else 0.0
+        terms = self._terms
+        received_at = terms.wall() if frames else 0.0
         settled = self._settled
         for frame in frames:
             self._number = number = self._number + 1
-            self._log.received()
+            terms.log.received()
             message = self._message(number, received_at, frame)
             if isinstance(message, Reason):
-                self._log.rejected(message)
+                terms.log.rejected(message)
                 self._answer(number, self._refusal(number, message))
                 continue
             self._unconfirmed += 1
@@ -263,12 +271,6 @@ class FramedSession:
             self._paused = True
             self._device.pause_receiving()
 
-    def _release(self) -> None:
-        """The route has room again."""
-        self._route_full = False
-        self._go_on()
-        self._end_if_settled()
-
     def _message(self, number: int, received_at: float, frame: Frame) -> Message | Reason:
         """The message that a frame is, or why it is refused before any backend sees it."""
         if self._stopping:
@@ -277,11 +279,11 @@ class FramedSession:
             return Reason.TOO_LONG
         if isinstance(frame, Truncated):
             return Reason.INVALID
-        message_id = None
+        message_id, terms = None, self._terms
         try:
-            if self._has_ids:
+            if terms.has_message_ids:
                 message_id, frame = split_message_id(frame)
-            check_payload(frame, self._kind)
+            check_payload(frame, terms.kind)
         except ValueError:
             return Reason.INVALID
         info = self._info
@@ -304,7 +306,7 @@ class FramedSession:
         self._unconfirmed -= 1
         self._unconfirmed_bytes -= len(message.payload)
         if reason is not None:
-            self._log.rejected(reason)
+            self._terms.log.rejected(reason)
         if self._lost:
             self._go_on_if_room()
         else:
@@ -313,7 +315,7 @@ class FramedSession:
             )
 
     def _refusal(self, number: int, reason: Reason) -> bytes:
-        return self._encode(encode_error(number, reason))
+        return self._terms.encode(encode_error(number, reason))
 
     def _confirmation(self, number: int, reply: bytes | None) -> bytes:
         """`reply`, or `ok` when there is none or it does not fit: the message is safe either way."""
@@ -321,15 +323,15 @@ class FramedSession:
             try:
                 return self._encode_reply(number, reply)
             except ValueError as exc:
-                self._log.reply_dropped(str(exc))
-        return self._encode(encode_ok(number)) if self._ack else b""
+                self._terms.log.reply_dropped(str(exc))
+        return self._terms.encode(encode_ok(number)) if self._terms.ack else b""
 
     def _encode_reply(self, number: int, reply: bytes) -> bytes:
         """A line break at the end of a body is no part of what it says: without it the body may fit a line."""
         try:
-            return self._encode(encode_reply(number, reply))
+            return self._terms.encode(encode_reply(number, reply))
         except ValueError:
-            return self._encode(encode_reply(number, reply.rstrip(b"\r\n")))
+            return self._terms.encode(encode_reply(number, reply.rstrip(b"\r\n")))
 
     def _answer(self, number: int, answer: bytes) -> None:
         """Queue the answer to frame `number` (empty: there is none) behind those of all frames before it."""
@@ -343,7 +345,7 @@ class FramedSession:
         answers = self._answers
         if answers is None:
             self._answers = answers = []
-            self._soon(self._flush)
+            self._terms.soon(self._flush)
         answers.append(answer)
         while self._early and number + 1 in self._early:
             number += 1

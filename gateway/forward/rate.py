@@ -8,6 +8,7 @@ from typing import Final
 from gateway.forward.framed import Answer, Delivery
 from gateway.forward.message import Message
 from gateway.forward.session import DeviceInfo
+from gateway.forward.window import Sender
 from gateway.token_bucket import TokenBucket
 from gateway.wire.framing import Reason
 
@@ -92,8 +93,8 @@ class _LimitedDelivery:
     def is_full(self) -> bool:
         return self._delivery.is_full
 
-    def when_free(self, resume: Callable[[], None]) -> None:
-        self._delivery.when_free(resume)
+    def when_free(self, sender: Sender) -> None:
+        self._delivery.when_free(sender)
 
     def submit(self, message: Message, done: Answer) -> None:
         if self._rate.admit(len(message.payload), self._now()):

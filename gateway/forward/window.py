@@ -1,15 +1,21 @@
 """How much of one route may wait in memory."""
 
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from gateway.forward.message import Message
 
-__all__ = ["MESSAGE_BYTES", "Window"]
+__all__ = ["MESSAGE_BYTES", "Sender", "Window"]
 
 MESSAGE_BYTES: Final = 300
 """What a waiting message takes beside its payload: the objects, and its places in queues (measured with tracemalloc)."""
+
+
+class Sender(Protocol):
+    """Who has to pause while the route is full."""
+
+    def route_is_free(self) -> None:
+        """It may go on. Must not raise."""
 
 
 class Window:
@@ -27,7 +33,7 @@ class Window:
         self._bytes_max = bytes_max
         self._messages = 0
         self._bytes = 0
-        self._paused: deque[Callable[[], None]] = deque()
+        self._paused: deque[Sender] = deque()
 
     @property
     def is_full(self) -> bool:
@@ -52,11 +58,11 @@ class Window:
         self._bytes -= len(message.payload) + MESSAGE_BYTES
         if self._paused and self._is_half_free:
             while self._paused and not self.is_full:
-                self._paused.popleft()()
+                self._paused.popleft().route_is_free()
 
-    def when_free(self, resume: Callable[[], None]) -> None:
-        """Call `resume` once, when half is free: at once if it is."""
+    def when_free(self, sender: Sender) -> None:
+        """Tell `sender` once, when half is free: at once if it is."""
         if self._is_half_free:
-            resume()
+            sender.route_is_free()
         else:
-            self._paused.append(resume)
+            self._paused.append(sender)

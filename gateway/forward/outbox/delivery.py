@@ -25,7 +25,7 @@ from gateway.forward.outbox.folder import Claim, SpoolFolder
 from gateway.forward.outbox.outbox import Outbox, OutboxLimits
 from gateway.forward.outbox.store import DeadLetter
 from gateway.forward.settings import SpoolSettings
-from gateway.forward.window import Window
+from gateway.forward.window import Sender, Window
 from gateway.token_bucket import TokenBucket
 from gateway.wire.framing import Reason
 
@@ -75,7 +75,7 @@ class SpooledDelivery:
         self._dead_turn = asyncio.Lock()
         self._own: Outbox | None = None
         self._early: list[tuple[Message, Answer]] | None = []
-        self._held: list[Callable[[], None]] = []
+        self._held: list[Sender] = []
         self._unusable: dict[str, float] = {}
         self._unusable_said = TokenBucket(0.1, 3, asyncio.get_running_loop().time())
         self._deliverers: list[Deliverer] = []
@@ -123,12 +123,12 @@ class SpooledDelivery:
         """Whether sessions are to pause."""
         return self._early is not None or self._window.is_full
 
-    def when_free(self, resume: Callable[[], None]) -> None:
-        """Call `resume` once, when they need not any more."""
+    def when_free(self, sender: Sender) -> None:
+        """Tell `sender` once, when it need not any more."""
         if self._early is not None:
-            self._held.append(resume)
+            self._held.append(sender)
         else:
-            self._window.when_free(resume)
+            self._window.when_free(sender)
 
     def submit(self, message: Message, done: Answer) -> None:
         """Take a message, and answer when it is on the disk. What comes while the spool is being opened waits."""
@@ -195,8 +195,8 @@ class SpooledDelivery:
         for message, done in early or ():
             self.submit(message, done)
         held, self._held = self._held, []
-        for resume in held:
-            resume()
+        for sender in held:
+            sender.route_is_free()
 
     async def _adopt(self) -> None:
         """Take over what others left behind, and remove what is done."""

@@ -459,6 +459,7 @@ class DeviceConnection(EndingConnection):
             ),
         )
         self._resolution = self._session.hello = None
+        self._identified_at = 0.0
         if route.is_framed:
             services.commands.connected(self)
 

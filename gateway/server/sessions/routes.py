@@ -13,7 +13,7 @@ from gateway.errors import BackendUnavailable
 from gateway.forward.backends import SINKS
 from gateway.forward.backends.tcp import TcpBackend, TcpSettings
 from gateway.forward.delivery import Attempt, DirectDelivery
-from gateway.forward.framed import FramedSession
+from gateway.forward.framed import FramedSession, FramedTerms
 from gateway.forward.mqtt import MqttSession
 from gateway.forward.outbox import SpooledDelivery
 from gateway.forward.rate import DeviceRates
@@ -189,11 +189,19 @@ class FramedRoute(LiveRoute):
         self._rates = DeviceRates(
             route.device_messages_per_s, route.device_bytes_per_s, message_bytes_max, time.monotonic
         )
-        self._route = route
         self._spawn = around.spawn
-        self._soon = around.soon
         self._message_bytes_max = message_bytes_max
-        self._framing = FRAMINGS[route.framing]
+        framing = FRAMINGS[route.framing]
+        self._decoder = framing.decoder
+        self._terms = FramedTerms(
+            kind=route.payload_kind,
+            ack=route.ack,
+            log=self,
+            wall=time.time,
+            soon=around.soon,
+            encode=framing.encode,
+            has_message_ids=route.message_id is not None,
+        )
         self.received = metrics.messages_received.labels(route.name).inc
         self._count_delivered = metrics.messages_delivered.labels(route.name, route.backend).inc
         self._count_reply_dropped = metrics.replies_dropped.labels(route.name).inc
@@ -204,15 +212,9 @@ class FramedRoute(LiveRoute):
         return FramedSession(
             device,
             info,
-            self._framing.decoder(self._message_bytes_max),
+            self._decoder(self._message_bytes_max),
             self._rates.limit(self._delivery, info),
-            self,
-            kind=self._route.payload_kind,
-            ack=self._route.ack,
-            wall=time.time,
-            soon=self._soon,
-            encode=self._framing.encode,
-            has_message_ids=self._route.message_id is not None,
+            self._terms,
         )
 
     async def open(self) -> None:

@@ -10,7 +10,7 @@ import uvloop
 from gateway.errors import BackendRefused, BackendUnavailable
 from gateway.forward.backends.file import FileBackend, FileSettings
 from gateway.forward.delivery import BATCH_MESSAGES_MAX, WINDOW_MESSAGES_MAX, Attempt, DirectDelivery
-from gateway.forward.framed import FramedSession
+from gateway.forward.framed import FramedSession, FramedTerms
 from gateway.forward.message import Message
 from gateway.forward.receipt import Receipt
 from gateway.forward.session import DeviceInfo
@@ -18,6 +18,7 @@ from gateway.forward.window import MESSAGE_BYTES
 from gateway.wire.cloudevents import PayloadKind
 from gateway.wire.framing import Reason
 from gateway.wire.framings import FRAMINGS
+from tests.support.senders import Paused
 
 DEADLINE_S = 30.0
 
@@ -232,7 +233,7 @@ def test_what_waits_is_bounded(run: Run) -> None:
         payload = bytes(1000 - MESSAGE_BYTES)
         scene.submit(*range(10), payload=payload)
         assert scene.delivery.is_full
-        scene.delivery.when_free(lambda: resumed.append(True))
+        scene.delivery.when_free(Paused(lambda: resumed.append(True)))
         scene.submit(*range(10, 25), payload=payload)
         assert scene.delivery.pending == 20
         await asyncio.sleep(0)
@@ -272,18 +273,20 @@ def test_no_more_waits_than_the_next_batch(run: Run) -> None:
     async def scene(scene: Scene) -> None:
         devices = [Device() for _ in range(100)]
         lines, piece = b"x\n" * 100, 100
-        soon = asyncio.get_running_loop().call_soon
+        terms = FramedTerms(
+            kind=PayloadKind.TEXT,
+            ack=True,
+            log=Log(),  # type: ignore[arg-type]  # no reply is dropped
+            wall=lambda: 0.0,
+            soon=asyncio.get_running_loop().call_soon,
+        )
         for device in devices:
             session = FramedSession(
                 device,  # type: ignore[arg-type]  # the part that such a session uses
                 DeviceInfo("default", "d", "d", None, "session"),
                 FRAMINGS["lines"].decoder(100),
                 scene.delivery,
-                Log(),  # type: ignore[arg-type]  # no reply is dropped
-                kind=PayloadKind.TEXT,
-                ack=True,
-                wall=lambda: 0.0,
-                soon=soon,
+                terms,
             )
             session.device_sent(lines)
         batches: list[int] = []

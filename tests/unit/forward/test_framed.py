@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from gateway.errors import ControlError, LimitReached
-from gateway.forward.framed import Answer, FramedSession
+from gateway.forward.framed import Answer, FramedSession, FramedTerms
 from gateway.forward.message import Message
 from gateway.forward.session import DeviceInfo
+from gateway.forward.window import Sender
 from gateway.wire.cloudevents import PayloadKind
 from gateway.wire.framing import Reason
 from gateway.wire.framings import FRAMINGS
@@ -51,11 +52,11 @@ class FakeDelivery:
         self.is_full = False
         self.messages: list[Message] = []
         self.unsettled: list[tuple[Message, Answer]] = []
-        self.waiting: list[Callable[[], None]] = []
+        self.waiting: list[Sender] = []
         self.fills_up_at: int | None = None
 
-    def when_free(self, resume: Callable[[], None]) -> None:
-        self.waiting.append(resume)
+    def when_free(self, sender: Sender) -> None:
+        self.waiting.append(sender)
 
     def submit(self, message: Message, done: Answer) -> None:
         self.messages.append(message)
@@ -71,8 +72,8 @@ class FakeDelivery:
     def free(self) -> None:
         self.is_full = False
         waiting, self.waiting = self.waiting, []
-        for resume in waiting:
-            resume()
+        for sender in waiting:
+            sender.route_is_free()
 
 
 class Log:
@@ -109,13 +110,15 @@ class Play:
             INFO,
             FRAMINGS[framing].decoder(1000),
             self.delivery,
-            self.log,
-            kind=kind,
-            ack=ack,
-            wall=lambda: 1700000000.0,
-            soon=self._later.append,
-            encode=FRAMINGS[framing].encode,
-            has_message_ids=has_message_ids,
+            FramedTerms(
+                kind=kind,
+                ack=ack,
+                log=self.log,
+                wall=lambda: 1700000000.0,
+                soon=self._later.append,
+                encode=FRAMINGS[framing].encode,
+                has_message_ids=has_message_ids,
+            ),
         )
 
     def run_soon(self) -> None:
@@ -269,8 +272,8 @@ class TestBounds:
             free, play.delivery.waiting = play.delivery.waiting, []
             play.delivery.is_full = False
             play.delivery.fills_up_at = before + 1
-            for resume in free:
-                resume()
+            for sender in free:
+                sender.route_is_free()
             taken = len(play.delivery.messages)
             assert before < taken <= before + 4096 // 5 + 1
             before = taken

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.forward.framed import Answer, FramedSession
+from gateway.forward.framed import Answer, FramedSession, FramedTerms
 from gateway.forward.message import Message
 from gateway.forward.session import DeviceInfo
+from gateway.forward.window import Sender
 from gateway.wire.cloudevents import PayloadKind
 from gateway.wire.framing import LineDecoder, Reason
 
@@ -29,8 +30,8 @@ class Stage:
         self.delivered: list[bytes] = []
         self._soon: deque[Callable[[], None]] = deque()
         self.session = FramedSession(
-            self, DeviceInfo("r", "d", "i", None, "s"), LineDecoder(100), self, self,
-            kind=kind, ack=ack, wall=lambda: 1.0, soon=self._soon.append,
+            self, DeviceInfo("r", "d", "i", None, "s"), LineDecoder(100), self,
+            FramedTerms(kind=kind, ack=ack, log=self, wall=lambda: 1.0, soon=self._soon.append),
         )  # fmt: skip
 
     # The device's end
@@ -58,8 +59,8 @@ class Stage:
 
     is_full = False
 
-    def when_free(self, resume: Callable[[], None]) -> None:
-        raise AssertionError(f"this route is never full: {resume}")
+    def when_free(self, sender: Sender) -> None:
+        raise AssertionError(f"this route is never full: {sender}")
 
     def reply_dropped(self, why: str) -> None:
         raise AssertionError(f"this route carries no replies: {why}")

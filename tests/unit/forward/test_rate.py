@@ -1,6 +1,5 @@
 import asyncio
 import gc
-from collections.abc import Callable
 
 import pytest
 
@@ -8,7 +7,9 @@ from gateway.forward.framed import Answer
 from gateway.forward.message import Message
 from gateway.forward.rate import DeviceRates
 from gateway.forward.session import DeviceInfo
+from gateway.forward.window import Sender
 from gateway.wire.framing import Reason
+from tests.support.senders import Paused
 
 
 class Taken:
@@ -18,14 +19,14 @@ class Taken:
 
     def __init__(self) -> None:
         self.messages: list[int] = []
-        self.resumes: list[Callable[[], None]] = []
+        self.paused: list[Sender] = []
 
     def submit(self, message: Message, done: Answer) -> None:
         self.messages.append(message.sequence)
         done(message, None)
 
-    def when_free(self, resume: Callable[[], None]) -> None:
-        self.resumes.append(resume)
+    def when_free(self, sender: Sender) -> None:
+        self.paused.append(sender)
 
 
 def message(number: int, size: int = 1) -> Message:
@@ -89,5 +90,6 @@ class TestDeviceRates:
         inner = Taken()
         delivery = DeviceRates(1, 0, 100, lambda: 0.0).limit(inner, info())
         assert not delivery.is_full
-        delivery.when_free(lambda: None)
-        assert len(inner.resumes) == 1
+        sender = Paused(lambda: None)
+        delivery.when_free(sender)
+        assert inner.paused == [sender]

@@ -1,8 +1,8 @@
 from collections import deque
-from collections.abc import Callable
 
 from gateway.forward.message import Message
 from gateway.forward.window import MESSAGE_BYTES, Window
+from tests.support.senders import Paused
 
 
 def message(size: int) -> Message:
@@ -49,7 +49,7 @@ def test_what_was_taken_already_comes_all_the_same_up_to_twice_the_bytes() -> No
 def test_who_pauses_goes_on_when_half_is_free() -> None:
     window = filled(Window(10, 1 << 20), 10)
     resumed: list[int] = []
-    window.when_free(lambda: resumed.append(window._messages))
+    window.when_free(Paused(lambda: resumed.append(window._messages)))
     for _ in range(10):
         window.remove(SMALL)
     assert resumed == [5]
@@ -57,7 +57,7 @@ def test_who_pauses_goes_on_when_half_is_free() -> None:
 
 def test_who_asks_when_half_is_free_goes_on_at_once() -> None:
     resumed: list[str] = []
-    filled(Window(10, 1 << 20), 5).when_free(lambda: resumed.append("now"))
+    filled(Window(10, 1 << 20), 5).when_free(Paused(lambda: resumed.append("now")))
     assert resumed == ["now"]
 
 
@@ -67,18 +67,19 @@ def test_those_that_paused_go_on_in_turns() -> None:
     turns: list[str] = []
     waiting: deque[Message] = deque([SMALL] * 10)
 
-    def sender(name: str) -> Callable[[], None]:
-        def resume() -> None:
-            turns.append(name)
+    class Sender:
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def route_is_free(self) -> None:
+            turns.append(self._name)
             for _ in range(4):
                 assert window.add(SMALL)
                 waiting.append(SMALL)
-            window.when_free(resume)
-
-        return resume
+            window.when_free(self)
 
     for name in "abc":
-        window.when_free(sender(name))
+        window.when_free(Sender(name))
     most = 0
     for _ in range(100):
         window.remove(waiting.popleft())

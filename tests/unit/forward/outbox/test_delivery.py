@@ -21,6 +21,7 @@ from gateway.forward.outbox.store import WEIGHT
 from gateway.forward.receipt import Receipt
 from gateway.forward.settings import SpoolSettings
 from gateway.wire.framing import Reason
+from tests.support.senders import Paused
 
 DEADLINE_S = 30.0
 
@@ -396,7 +397,7 @@ def test_what_waits_for_a_commit_is_bounded(run: Run, tmp_path: Path) -> None:
             was_full = [delivery.is_full]
             scene.submit(delivery, waits[-1])
             was_full.append(delivery.is_full)
-            delivery.when_free(lambda: resumed.append(len(scene.answers)))
+            delivery.when_free(Paused(lambda: resumed.append(len(scene.answers))))
             await until(lambda: len(scene.answers) == len(waits))
             was_full.append(delivery.is_full)
         assert was_full == [False, True, False]
@@ -414,7 +415,7 @@ def test_what_comes_before_the_spool_is_open_waits(run: Run, tmp_path: Path) -> 
         resumed: list[bool] = []
         scene.submit(delivery, 1)
         assert delivery.is_full
-        delivery.when_free(lambda: resumed.append(True))
+        delivery.when_free(Paused(lambda: resumed.append(True)))
         await delivery.open()
         assert resumed == [True]
         await until(lambda: scene.answers == [(1, None)])
