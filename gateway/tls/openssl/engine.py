@@ -18,6 +18,10 @@ _HEADER_BYTES: Final = 5
 _BIO_BYTES_KEPT: Final = 512
 """Memory BIOs never shrink: after a larger piece they are replaced, which takes a microsecond, so that an idle session
 stays small. Two that have grown by 2 KiB would be a sixth of what it holds."""
+_FIRST_BYTES: Final = 130
+_FIRST: Final = bytes(_FIRST_BYTES)
+"""Memory BIOs take these at once, for which OpenSSL makes room for 176: a handshake's flights and small messages fit. One
+that grows later leaves a hole of its old size, which nothing fills as long as all sessions live."""
 _WRITE_BYTES_MAX: Final = 1 << 30
 """Given to one call: its size is an int."""
 
@@ -80,7 +84,7 @@ class Engine:
         self.protocols = alpn
         self.identity: bytes | None = None  # what the client callback offered, kept while OpenSSL may read it
         self.error: BaseException | None = None
-        self.ssl = ffi.gc(lib.SSL_new(context._context), lib.SSL_free)  # noqa: SLF001 - as above
+        self.ssl = lib.SSL_new(context._context)  # noqa: SLF001 - as above
         self._is_between_records = False  # whether OpenSSL is known to hold nothing of another record
         self._is_one_record = False  # whether what was fed is one record, neither less nor more
         self.is_more = False  # whether `read` has to be called again before anything is fed
@@ -89,6 +93,9 @@ class Engine:
         self._grown = False
         self._to_drain = False  # whether something ran that may have left records
         self._new_bios()
+        for bio in (self._into_ssl, self._from_ssl):
+            lib.BIO_write(bio, _FIRST, _FIRST_BYTES)
+            lib.BIO_read(bio, per_thread.records, _FIRST_BYTES)
 
     def _new_bios(self) -> None:
         self._into_ssl = lib.BIO_new(_MEMORY)
@@ -224,10 +231,11 @@ class Engine:
         watch(self._watched_at, by)
 
     def free(self) -> None:
-        """Give the SSL object back to OpenSSL now instead of at garbage collection. The engine is unusable after."""
+        """Give the SSL object back to OpenSSL, which the owner must do: nothing else does. The engine is unusable after."""
         if self._watched_at:
             unwatch(self._watched_at)
-        ffi.release(self.ssl)
+        ssl, self.ssl = self.ssl, _NULL
+        lib.SSL_free(ssl)
 
     @property
     def version(self) -> str:
