@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, select
 
 from gateway.errors import ConfigurationError, RegistryRefused
+from gateway.files import sync_folder
 from gateway.registry import schema
 from gateway.registry.database import read, write
 from gateway.registry.formats import FORMATS
@@ -222,6 +223,7 @@ def _private_file(path: Path) -> Iterator[IO[str]]:
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)
+            sync_folder(path.parent)
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise

@@ -1,6 +1,7 @@
 """import-devices and export-devices as people and scripts see them."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,21 @@ def test_an_export(run: Run, psk: Path, folder: Path) -> None:
     assert document == {"output": "out", "devices": 1, "credentials": 1, "left_out": {}, "unsaid": {}}
     done = run("export-devices", "--format", "gnutls", "--output", "out", status=1)
     assert done.err == "error: a file of gnutls is made of keys: give --with-keys to export them\n"
+
+
+def test_an_export_that_is_done_survives_a_loss_of_power(
+    run: Run, psk: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file and then, with its name in it, the folder."""
+    run("import-devices", psk, "--format", "mosquitto")
+    synced: list[str] = []
+
+    def record(fd: int) -> None:
+        name = Path(os.readlink(f"/proc/self/fd/{fd}")).name
+        synced.append(f"{name}, out is there" if (folder / "out").exists() else name)
+
+    # What is asked of the disk shows in no other way, short of a loss of power.
+    monkeypatch.setattr(os, "fsync", record)
+    run("export-devices", "--format", "mosquitto", "--output", "out", "--with-keys")
+    assert synced[0].startswith(".out.")
+    assert synced[1:] == [f"{folder.name}, out is there"]
