@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import Callable, Coroutine
@@ -20,6 +21,7 @@ def run_child(main: Coroutine[Any, Any, None]) -> None:
     harden()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run(main)
+    gc.freeze()  # the end of a process need not look through all that it holds
 
 
 async def configured(control_fd: int) -> tuple[Channel, Configure]:
