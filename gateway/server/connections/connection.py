@@ -458,7 +458,7 @@ class DeviceConnection(EndingConnection):
                 self._socket_address("sockname") if route.tells_addresses else None,
             ),
         )
-        self._resolution = self._session.hello = None
+        self._resolution = self._session.hello = None  # what only the handshake needed
         self._identified_at = 0.0
         if route.is_framed:
             services.commands.connected(self)
