@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -357,3 +359,29 @@ def test_grown_buffers_are_replaced(size: int) -> None:
     assert server._engine._into_ssl != before
     client.send(b"still works")
     assert converse(client, server)[1] == [b"still works"]
+
+
+SMALL_MESSAGES = """
+from tests.unit.tls.test_session import TLS12, Policy, connect, converse, keys_of
+
+def resident_kib():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4
+
+sessions = [connect(TLS12, keys_of(), Policy()) for _ in range(500)]
+before = resident_kib()
+for client, server in sessions:
+    client.send(bytes(130))
+    converse(client, server)
+    server.send(bytes(130))
+    converse(client, server)
+print(resident_kib() - before)
+"""
+
+
+def test_small_messages_make_no_session_grow() -> None:
+    """500 at both ends, in a process of its own, whose heap is new: memory BIOs that grow take 370 KiB."""
+    ran = subprocess.run(
+        [sys.executable, "-c", SMALL_MESSAGES], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert int(ran.stdout) < 100
