@@ -163,7 +163,7 @@ def test_an_export_that_is_done_survives_a_loss_of_power(
     synced: list[str] = []
 
     def record(fd: int) -> None:
-        name = Path(os.readlink(f"/proc/self/fd/{fd}")).name
+        name = Path(f"/proc/self/fd/{fd}").readlink().name
         synced.append(f"{name}, out is there" if (folder / "out").exists() else name)
 
     # What is asked of the disk shows in no other way, short of a loss of power.
