@@ -262,8 +262,8 @@ class Gateway:
         return self._children("gateway.server.processes.worker")
 
     def follower_pid(self) -> int:
-        """Pid of the follower process."""
-        (pid,) = self._children("gateway.server.processes.follower")
+        """Pid of the follower process; between two of them, of the next."""
+        (pid,) = wait_for(lambda: self._children("gateway.server.processes.follower"), what="a follower")
         return pid
 
     def pids(self) -> list[int]:
