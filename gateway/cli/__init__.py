@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as exc:  # noqa: BLE001 -- the last line of defence: no traceback reaches a user unasked
         status = _fail_inside(exc)
     if arguments is None:
-        gc.freeze()  # else all is looked through once more at the end, a fifth of what a short command takes
+        gc.freeze()  # else all is looked through once more at the end, a seventh of what a short command takes
     sys.exit(status)
 
 

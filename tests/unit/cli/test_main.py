@@ -158,15 +158,14 @@ def test_every_command_says_what_it_does() -> None:
         assert command.help.rstrip().endswith("."), command.name
 
 
-def test_a_command_spends_no_time_on_looking_for_garbage() -> None:
-    """Neither while it loads, at every 700 objects, nor in all of them at its end."""
+def test_a_command_does_not_look_through_all_that_it_holds_at_its_end() -> None:
     program = """
 import atexit, gc
-atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 10_000))
+atexit.register(lambda: print(gc.get_freeze_count() > 10_000))
 from gateway.cli import main
 main()
 """
     ran = subprocess.run(
         [sys.executable, "-c", program, "--version"], capture_output=True, text=True, check=True, timeout=60
     )
-    assert ran.stdout.splitlines() == [f"gatewayctl {__version__}", "20000 True"]
+    assert ran.stdout.splitlines() == [f"gatewayctl {__version__}", "True"]
