@@ -297,7 +297,11 @@ class ClientSession(_Session):
     def __init__(self, context: ClientContext, keys: ClientKeys, server_name: str | None = None) -> None:
         super().__init__()
         self._engine = context.engine(keys, server_name)
-        self._engine.handshake()
+        try:
+            self._engine.handshake()
+        except BaseException:  # nobody gets the session, so nobody else can free it
+            self.free()
+            raise
 
     def receive(self, data: bytes) -> Sequence[Event]:
         """Take bytes from the network."""

@@ -177,9 +177,11 @@ class ClientContext:
 
     def engine(self, choose_key: ChooseKey, server_name: str | None = None) -> Engine:
         """A client engine that asks `choose_key` what to offer, and names the server in SNI if given."""
+        # It may raise, so before there is anything to free.
+        name = None if server_name is None else server_name.encode("idna")
         engine = Engine(self._context, choose_key=choose_key, alpn=self._alpn)
-        if server_name is not None:
-            lib.SSL_set_tlsext_host_name(engine.ssl, server_name.encode("idna"))
+        if name is not None:
+            lib.SSL_set_tlsext_host_name(engine.ssl, name)
         lib.SSL_set_connect_state(engine.ssl)
         return engine
 

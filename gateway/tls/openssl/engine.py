@@ -84,7 +84,7 @@ class Engine:
         self.protocols = alpn
         self.identity: bytes | None = None  # what the client callback offered, kept while OpenSSL may read it
         self.error: BaseException | None = None
-        self.ssl = lib.SSL_new(context._context)  # noqa: SLF001 - as above
+        self.ssl = lib.SSL_new(context._context)  # noqa: SLF001 - pyOpenSSL gives its SSL_CTX in no other way
         self._is_between_records = False  # whether OpenSSL is known to hold nothing of another record
         self._is_one_record = False  # whether what was fed is one record, neither less nor more
         self.is_more = False  # whether `read` has to be called again before anything is fed
