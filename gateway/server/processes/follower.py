@@ -279,7 +279,7 @@ async def _main(control_fd: int) -> None:
     channel, configuration = await configured(control_fd)
     settings = FollowerSettings.model_validate_json(configuration.settings)
     setup(settings.log, process="follower")
-    give_back_large_blocks()  # pages of the registry at a copy, and what the database sorts for the count of each minute
+    give_back_large_blocks()  # such as what SQLite sorts for the count of each minute
     process = FollowerProcess(settings, channel)
     await live(process.run(), channel, process.handle, process.stop, process.metrics)
 

@@ -47,7 +47,7 @@ def check(
 
 @pytest.mark.parametrize(
     ("version", "expected"),
-    [(TlsVersion.TLS1_2, (132, 118)), (TlsVersion.TLS1_3, (127, 123))],
+    [(TlsVersion.TLS1_2, (132, 115)), (TlsVersion.TLS1_3, (127, 120))],
     ids=["1.2", "1.3"],
 )
 def test_a_connection(
